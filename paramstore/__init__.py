@@ -1,0 +1,161 @@
+"""One store for the parameters of PyTorch and Pyro experiments, with their history by name.
+
+The public names live here and are imported when first used, so that ``paramstore.db`` and the
+command line work without torch; nothing is defined here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from paramstore.constraints import register_constraint
+    from paramstore.default import (
+        clear_param_store,
+        get_param_store,
+        module,
+        open,  # noqa: A004 - the name of the verb
+        param,
+        set_param_store,
+    )
+    from paramstore.diff import Change, Diff
+    from paramstore.errors import (
+        ConflictError,
+        CorruptError,
+        DatabaseError,
+        ForeignDatabaseError,
+        InvalidInputError,
+        InvalidNameError,
+        InvalidReferenceError,
+        InvalidValueError,
+        MismatchError,
+        NotADatabaseError,
+        NotFoundError,
+        ParamNotFoundError,
+        ParamStoreError,
+        ReadOnlyError,
+        RestoreInterruptedError,
+        SchemaError,
+        SchemaTooNewError,
+        SchemaTooOldError,
+        ScopeError,
+        ScopeNotFoundError,
+        SnapshotNotFoundError,
+        StorageError,
+        StoreBusyError,
+        StoreClosedError,
+        TagNotFoundError,
+        UnknownConstraintError,
+        UnsupportedExtraError,
+        UnsupportedFileError,
+        UnsupportedTensorError,
+        UsageError,
+    )
+    from paramstore.names import (
+        module_from_param_with_module_name,
+        normalize_param_name,
+        param_with_module_name,
+        user_param_name,
+    )
+    from paramstore.reader import SnapshotView
+    from paramstore.snapshot import History, Log, ParamVersion, ScopeInfo, Snapshot, Statistics
+    from paramstore.store import ParamStoreDict
+    from paramstore.working_set import StateDict
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Change",
+    "ConflictError",
+    "CorruptError",
+    "DatabaseError",
+    "Diff",
+    "ForeignDatabaseError",
+    "History",
+    "InvalidInputError",
+    "InvalidNameError",
+    "InvalidReferenceError",
+    "InvalidValueError",
+    "Log",
+    "MismatchError",
+    "NotADatabaseError",
+    "NotFoundError",
+    "ParamNotFoundError",
+    "ParamStoreDict",
+    "ParamStoreError",
+    "ParamVersion",
+    "ReadOnlyError",
+    "RestoreInterruptedError",
+    "SchemaError",
+    "SchemaTooNewError",
+    "SchemaTooOldError",
+    "ScopeError",
+    "ScopeInfo",
+    "ScopeNotFoundError",
+    "Snapshot",
+    "SnapshotNotFoundError",
+    "SnapshotView",
+    "StateDict",
+    "Statistics",
+    "StorageError",
+    "StoreBusyError",
+    "StoreClosedError",
+    "TagNotFoundError",
+    "UnknownConstraintError",
+    "UnsupportedExtraError",
+    "UnsupportedFileError",
+    "UnsupportedTensorError",
+    "UsageError",
+    "__version__",
+    "clear_param_store",
+    "get_param_store",
+    "module",
+    "module_from_param_with_module_name",
+    "normalize_param_name",
+    "open",
+    "param",
+    "param_with_module_name",
+    "register_constraint",
+    "set_param_store",
+    "user_param_name",
+]
+
+_HOMES = {
+    "constraints": ("register_constraint",),
+    "default": (
+        "clear_param_store",
+        "get_param_store",
+        "module",
+        "open",
+        "param",
+        "set_param_store",
+    ),
+    "diff": ("Change", "Diff"),
+    "names": (
+        "module_from_param_with_module_name",
+        "normalize_param_name",
+        "param_with_module_name",
+        "user_param_name",
+    ),
+    "reader": ("SnapshotView",),
+    "snapshot": ("History", "Log", "ParamVersion", "ScopeInfo", "Snapshot", "Statistics"),
+    "store": ("ParamStoreDict",),
+    "working_set": ("StateDict",),
+    "errors": tuple(name for name in __all__ if name.endswith("Error")),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    # PEP 562. The value is kept, so that this runs once per name.
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'paramstore' has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(f"paramstore.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

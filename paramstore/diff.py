@@ -1,0 +1,61 @@
+"""The difference between two snapshots, as plain values.
+
+Holds no tensor; must never import anything but the standard library, snapshot and listing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paramstore.listing import format_number, format_table, printable
+from paramstore.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """How one parameter differs between two snapshots."""
+
+    name: str
+    """Parameter name."""
+    what: str
+    """``value``, or what else differs: ``shape``, ``dtype``, ``constraint``, ``kind``."""
+    norm: float | None = None
+    """Euclidean norm of the difference of the constrained values, over elements finite in both."""
+    relative: float | None = None
+    """That norm over the norm of the earlier value; infinite when that is zero."""
+    cosine: float | None = None
+    """Cosine of the angle between both values; None where one of them is zero."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diff:
+    """What differs between two snapshots; empty (false) when nothing does."""
+
+    before: Snapshot
+    """The first snapshot."""
+    after: Snapshot
+    """The second snapshot."""
+    added: tuple[str, ...] = ()
+    """Names that only the second has."""
+    removed: tuple[str, ...] = ()
+    """Names that only the first has."""
+    changed: tuple[Change, ...] = ()
+    """Names that both have with different content, the largest relative change first."""
+    unchanged: int = 0
+    """How many names are the same in both."""
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed)
+
+    def __str__(self) -> str:
+        head = f"{printable(self.before.ref)} → {printable(self.after.ref)}: "
+        head += f"{len(self.added)} added, {len(self.removed)} removed, "
+        head += f"{len(self.changed)} changed, {self.unchanged} unchanged"
+        rows = [[f"+ {name}", "", "", "", ""] for name in self.added]
+        rows += [[f"- {name}", "", "", "", ""] for name in self.removed]
+        rows += [
+            [f"~ {c.name}", c.what, *(format_number(n, 4) for n in (c.norm, c.relative, c.cosine))]
+            for c in self.changed
+        ]
+        columns = ["param", "differs in", "|change|", "relative", "cosine"]
+        return f"{head}\n{format_table(columns, rows)}" if rows else head

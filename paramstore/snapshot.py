@@ -1,0 +1,247 @@
+"""What leaves the database: snapshots, parameter versions and their statistics as plain values.
+
+Holds no connection and no tensor; must never import anything but the standard library.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from paramstore.listing import Listing, format_bytes, format_number, format_table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Numbers over the finite elements of one tensor; None where there is no such element."""
+
+    norm: float | None = None
+    """Euclidean norm."""
+    mean: float | None = None
+    """Arithmetic mean; None for complex tensors."""
+    std: float | None = None
+    """Population standard deviation; None for complex tensors."""
+    min: float | None = None
+    """Smallest element; None for complex tensors."""
+    max: float | None = None
+    """Largest element; None for complex tensors."""
+    nan_count: int = 0
+    """Elements that are NaN."""
+    inf_count: int = 0
+    """Elements that are +inf or -inf."""
+    value: str | None = None
+    """The value as JSON when the tensor has exactly one element."""
+    unconstrained: bool = False
+    """True where these describe the unconstrained value, because the constrained one is large and
+    its transform does not work element by element."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """An immutable point of a scope."""
+
+    id: int
+    """Row id, unique in the database."""
+    scope: str
+    """Name of the scope."""
+    version: int
+    """1, 2, 3 … within the scope."""
+    parent: str | None
+    """Reference of the snapshot that this one continues, e.g. ``main@11``; None for a first one."""
+    step: int | None
+    """The training step, as given to commit."""
+    created_at: datetime
+    """When it was committed, UTC."""
+    message: str | None
+    """As given to commit."""
+    kind: str
+    """``commit``, or what else made it."""
+    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Named numbers, as given to commit; NaN is possible."""
+    tags: tuple[str, ...] = ()
+    """Tags that point here now, sorted."""
+    params: int = 0
+    """How many parameters and buffers it holds."""
+    changed: int = 0
+    """How many of them differ from the parent, removed ones not counted."""
+    nbytes: int = 0
+    """Bytes of all its tensors."""
+    added_nbytes: int = 0
+    """Bytes that it added to the database; less than nbytes where tensors were already stored."""
+    extras: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """The extras given to commit; read from the database when first looked at."""
+
+    @property
+    def ref(self) -> str:
+        """Its reference, e.g. ``main@12``."""
+        return f"{self.scope}@{self.version}"
+
+    def __str__(self) -> str:
+        return format_table(_SNAPSHOT_HEAD, [_snapshot_row(self)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParamVersion:
+    """The value of one parameter as of the snapshot in which it changed."""
+
+    name: str
+    """Parameter name."""
+    scope: str
+    """Name of the scope."""
+    version: int
+    """Version of the snapshot in which this value appeared."""
+    step: int | None
+    """Step of that snapshot."""
+    created_at: datetime
+    """Time of that snapshot, UTC."""
+    since_version: int
+    """Version in which these bytes were first stored; less than version after a return to it."""
+    kind: str
+    """``tensor``, ``parameter`` (of a module) or ``buffer``."""
+    requires_grad: bool
+    """Whether it was trained."""
+    dtype: str
+    """safetensors' name of the dtype, e.g. ``F32``."""
+    shape: tuple[int, ...]
+    """Shape of the constrained value."""
+    nbytes: int
+    """Bytes of the stored tensor."""
+    constraint: str
+    """Constraint spec, canonical JSON."""
+    digest: str
+    """BLAKE3-256 of the stored bytes, hexadecimal."""
+    statistics: Statistics | None
+    """None where the store was opened with ``statistics=False``."""
+
+    @property
+    def norm(self) -> float | None:
+        """Euclidean norm of the finite elements."""
+        return self.statistics and self.statistics.norm
+
+    @property
+    def mean(self) -> float | None:
+        """Mean of the finite elements."""
+        return self.statistics and self.statistics.mean
+
+    @property
+    def std(self) -> float | None:
+        """Population standard deviation of the finite elements."""
+        return self.statistics and self.statistics.std
+
+    @property
+    def min(self) -> float | None:
+        """Smallest finite element."""
+        return self.statistics and self.statistics.min
+
+    @property
+    def max(self) -> float | None:
+        """Largest finite element."""
+        return self.statistics and self.statistics.max
+
+    @property
+    def nan_count(self) -> int | None:
+        """How many elements are NaN."""
+        return self.statistics and self.statistics.nan_count
+
+    @property
+    def inf_count(self) -> int | None:
+        """How many elements are infinite."""
+        return self.statistics and self.statistics.inf_count
+
+    @property
+    def value(self) -> float | int | bool | complex | None:
+        """The value of a parameter with one element; None for any other."""
+        return None if self.statistics is None else parse_value(self.statistics.value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScopeInfo:
+    """A scope and how far it has come."""
+
+    name: str
+    """Its name."""
+    head_version: int
+    """Version of its newest snapshot."""
+    created_at: datetime
+    """When its first snapshot was committed, UTC."""
+
+
+class Log(Listing[Snapshot]):
+    """Snapshots of a scope, newest first."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return format_table(_SNAPSHOT_HEAD, map(_snapshot_row, self)) if self else "no snapshots"
+
+
+class History(Listing[ParamVersion]):
+    """The versions of one parameter, oldest first."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        if not self:
+            return "no versions"
+        scalar = all(row.value is not None for row in self)
+        row_of, head = (_value_row, _VALUE_HEAD) if scalar else (_shape_row, _SHAPE_HEAD)
+        rows = [row_of(row, before) for row, before in zip(self, (None, *self), strict=False)]
+        return format_table(head, rows)
+
+
+def parse_value(text: str | None) -> float | int | bool | complex | None:
+    """Read the JSON value of a one-element tensor: a number, a boolean, or ``[real, imag]``."""
+    if text is None:
+        return None
+    found = json.loads(text)
+    if isinstance(found, list):
+        return complex(float(found[0]), float(found[1]))
+    if isinstance(found, str):  # "NaN", "Infinity", "-Infinity": JSON has no such numbers
+        return float(found)
+    return found  # type: ignore[no-any-return]
+
+
+_SNAPSHOT_HEAD = ("snapshot", "step", "time", "changed", "added", "tags", "metrics", "message")
+_VALUE_HEAD = ("version", "step", "value", "change")
+_SHAPE_HEAD = ("version", "step", "shape", "norm", "change", "mean", "min", "max", "nan", "inf")
+
+
+def _snapshot_row(s: Snapshot) -> list[str]:
+    return [
+        s.ref,
+        "" if s.step is None else str(s.step),
+        f"{s.created_at:%Y-%m-%d %H:%M:%S}",
+        f"{s.changed}/{s.params}",
+        format_bytes(s.added_nbytes),
+        ", ".join(s.tags),
+        ", ".join(f"{name}={format_number(value)}" for name, value in s.metrics.items()),
+        s.message or "",
+    ]
+
+
+def _value_row(row: ParamVersion, before: ParamVersion | None) -> list[str]:
+    value, last = row.value, before.value if before else None
+    return [*_point(row), format_number(value), _change(value, last)]
+
+
+def _shape_row(row: ParamVersion, before: ParamVersion | None) -> list[str]:
+    return [
+        *_point(row),
+        "×".join(map(str, row.shape)) or "()",
+        format_number(row.norm),
+        _change(row.norm, before.norm if before else None),
+        *map(format_number, (row.mean, row.min, row.max)),
+        format_number(row.nan_count or None),
+        format_number(row.inf_count or None),
+    ]
+
+
+def _point(row: ParamVersion) -> tuple[str, str]:
+    return str(row.version), "" if row.step is None else str(row.step)
+
+
+def _change(value: complex | None, last: complex | None) -> str:
+    return "" if value is None or last is None else f"{value - last:+.3g}"
