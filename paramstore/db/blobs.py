@@ -1,0 +1,142 @@
+"""The bytes of tensors: rows of 1 MiB that, joined, are a safetensors file of one tensor.
+
+Moves bytes in both directions; must never hold more than a few of them, or look inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from itertools import chain
+from json import loads
+from operator import itemgetter
+from typing import Any, Final
+
+from sqlalchemy import BindParameter, Connection, bindparam, literal_column, select
+
+from paramstore.db.bulk import VARIABLES, batched, insert, next_ids, select_in
+from paramstore.db.engine import Database
+from paramstore.db.records import NewBlob
+from paramstore.db.schema import CHUNK_BITS, DEDUPLICATED_FROM, blobs, chunks
+
+CHUNK: Final = 1 << 20
+"""Bytes of a tensor in one row; the first row has its header besides."""
+BUFFER: Final = 8 << 20
+"""Bytes bound to, or fetched by, one statement; one chunk more at most."""
+_COPIED: Final = 4096
+"""Bytes up to which a copy that the driver binds faster is cheaper than none."""
+_SEQS: Final = 1 << CHUNK_BITS
+
+_values: BindParameter[Any] = bindparam("values", expanding=True)
+# A literal: SQLite uses a partial index only where its condition is seen in the statement.
+_BY_DIGEST = select(blobs.c.digest, blobs.c.id).where(
+    blobs.c.digest.in_(_values), blobs.c.nbytes >= literal_column(str(DEDUPLICATED_FROM))
+)
+_DIGESTS = select(blobs.c.id, blobs.c.digest).where(blobs.c.id.in_(_values))
+_SIZES = select(blobs.c.id, blobs.c.nbytes).where(blobs.c.id.in_(_values))
+_CHUNKS = select(chunks.c.id, chunks.c.data).where(chunks.c.id.in_(_values))
+
+
+def put(connection: Connection, new: Iterable[NewBlob]) -> dict[bytes, tuple[int, int]]:
+    """Write blobs that are not stored yet; inside a write transaction.
+
+    A blob of 64 KiB or more is looked for in the whole database first; one that is smaller is
+    written again, unless it comes twice in ``new``.
+
+    Returns:
+        By digest: the row, and the bytes that were added for it, 0 where it was stored already.
+    """
+    distinct = {blob.digest: blob for blob in new}
+    large = [blob.digest for blob in distinct.values() if blob.nbytes >= DEDUPLICATED_FROM]
+    found = {digest: (row_id, 0) for digest, row_id in select_in(connection, _BY_DIGEST, large)}
+    missing = [blob for digest, blob in distinct.items() if digest not in found]
+    ids = next_ids(connection, blobs, len(missing))
+    insert(connection, blobs, [_row(*pair) for pair in zip(ids, missing, strict=True)])
+    _insert_chunks(connection, zip(ids, missing, strict=True))
+    for row_id, blob in zip(ids, missing, strict=True):
+        found[blob.digest] = row_id, blob.nbytes
+    return found
+
+
+def _row(row_id: int, blob: NewBlob) -> tuple[Any, ...]:
+    return row_id, bytearray(blob.digest), blob.nbytes, blob.dtype, shape_text(blob.shape)
+
+
+def _insert_chunks(connection: Connection, new: Iterable[tuple[int, NewBlob]]) -> None:
+    waiting: list[tuple[int, bytes | bytearray | memoryview]] = []
+    nbytes = 0
+    for blob_id, blob in new:
+        for row_id, chunk in enumerate(blob.chunks(), blob_id << CHUNK_BITS):
+            length = len(chunk)
+            waiting.append((row_id, bytearray(chunk) if length <= _COPIED else chunk))
+            nbytes += length
+            if nbytes >= BUFFER:
+                insert(connection, chunks, waiting)
+                waiting, nbytes = [], 0
+    insert(connection, chunks, waiting)
+
+
+def digests(connection: Connection, ids: Iterable[int]) -> dict[int, bytes]:
+    """Return the digests of those blobs that exist."""
+    return dict(tuple(row) for row in select_in(connection, _DIGESTS, ids))
+
+
+def read(
+    database: Database, ids: Iterable[int] | Mapping[int, int]
+) -> Iterator[tuple[int, int, bytes]]:
+    """Yield row, place and bytes of every chunk: by ascending row and place, a few MiB at a time.
+
+    A blob that does not exist yields nothing.
+
+    Args:
+        database: where the blobs are.
+        ids: rows of blobs; with their lengths where known, which saves a query.
+    """
+    for batch in _chunk_ids(database, ids):
+        rows = database.fetch(_CHUNKS, {"values": batch})
+        # Sorted here: an ORDER BY may make SQLite copy the bytes into a sorter.
+        for row_id, data in sorted(rows, key=itemgetter(0)):
+            yield row_id >> CHUNK_BITS, row_id & (_SEQS - 1), data
+
+
+def _chunk_ids(database: Database, ids: Iterable[int] | Mapping[int, int]) -> Iterator[list[int]]:
+    """Cut the chunks that blobs of these lengths can have into batches for one query."""
+    batch: list[int] = []
+    nbytes = 0
+    for blob_id, length in sorted(_lengths(database, ids)):
+        for seq in range(min(-(-length // CHUNK), _SEQS)):
+            batch.append(blob_id << CHUNK_BITS | seq)
+            nbytes += min(length, CHUNK)
+            if nbytes >= BUFFER or len(batch) >= VARIABLES:
+                yield batch
+                batch, nbytes = [], 0
+    if batch:
+        yield batch
+
+
+def _lengths(
+    database: Database, ids: Iterable[int] | Mapping[int, int]
+) -> Iterable[tuple[int, int]]:
+    if isinstance(ids, Mapping):
+        return ids.items()
+    fetched = (database.fetch(_SIZES, {"values": part}) for part in batched(set(ids), VARIABLES))
+    return ((row_id, length) for row_id, length in chain.from_iterable(fetched))
+
+
+@lru_cache(maxsize=4096)
+def shape_text(shape: tuple[int, ...]) -> str:
+    """Return a shape as it stands in the tables: ``[3,4]``."""
+    return f"[{','.join(map(str, shape))}]"
+
+
+@lru_cache(maxsize=4096)
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Return the shape that `shape_text` wrote.
+
+    Raises:
+        ValueError: it did not.
+    """
+    shape = tuple(loads(text))
+    if shape_text(shape) != text:
+        raise ValueError(f"{text!r} is not a shape")
+    return shape

