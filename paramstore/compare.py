@@ -1,0 +1,103 @@
+"""How two snapshots differ, parameter by parameter.
+
+Holds at most two tensors at a time; never touches the working set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from paramstore.diff import Change, Diff
+from paramstore.errors import UnknownConstraintError
+from paramstore.reader import SnapshotView
+
+if TYPE_CHECKING:
+    from paramstore.db.repository import Entry
+
+_BLOCK = 1 << 20  # elements; differences are taken in float64 without a second copy of a tensor
+
+
+def compare(before: SnapshotView, after: SnapshotView) -> Diff:
+    """Compare two snapshots by digest, and by value where the digests differ.
+
+    Raises:
+        CorruptError: a value that has to be read is missing or altered.
+    """
+    old, new = before.manifest, after.manifest
+    common = [name for name in new.entries if name in old.entries]
+    differing = [n for n in common if _content(old.entries[n]) != _content(new.entries[n])]
+    changes = [
+        _change(name, old.entries[name], new.entries[name], before, after) for name in differing
+    ]
+    return Diff(
+        before=before.snapshot,
+        after=after.snapshot,
+        added=tuple(sorted(new.entries.keys() - old.entries.keys())),
+        removed=tuple(sorted(old.entries.keys() - new.entries.keys())),
+        changed=tuple(sorted(changes, key=_order)),
+        unchanged=len(common) - len(differing),
+    )
+
+
+def _content(entry: Entry) -> tuple[object, ...]:
+    return entry.digest, entry.spec, entry.kind, entry.requires_grad
+
+
+def _order(change: Change) -> tuple[float, str]:
+    relative = change.relative
+    return (-math.inf if relative is None else -relative), change.name
+
+
+def _change(name: str, old: Entry, new: Entry, before: SnapshotView, after: SnapshotView) -> Change:
+    if old.shape != new.shape:
+        return Change(name=name, what="shape")
+    what = _what(old, new)
+    try:
+        norm, relative, cosine = _measure(before[name], after[name])
+    except UnknownConstraintError:
+        return Change(name=name, what=what)
+    return Change(name=name, what=what, norm=norm, relative=relative, cosine=cosine)
+
+
+def _what(old: Entry, new: Entry) -> str:
+    if old.dtype != new.dtype:
+        return "dtype"
+    if old.spec != new.spec:
+        return "constraint"
+    if (old.kind, old.requires_grad) != (new.kind, new.requires_grad):
+        return "kind"
+    return "value"
+
+
+def _measure(before: Tensor, after: Tensor) -> tuple[float, float, float | None]:
+    """Norm of the difference, that over the earlier norm, and the cosine between both.
+
+    Over the elements that are finite in both, in float64 (complex128).
+    """
+    difference = old_square = new_square = inner = 0.0
+    for a, b in zip(_blocks(before), _blocks(after), strict=True):
+        finite = torch.isfinite(a) & torch.isfinite(b)
+        x, y = torch.where(finite, a, 0), torch.where(finite, b, 0)
+        difference += _square(y - x)
+        old_square += _square(x)
+        new_square += _square(y)
+        inner += float(torch.vdot(x, y).real)
+    norm, length = math.sqrt(difference), math.sqrt(old_square)
+    relative = norm / length if length else (math.inf if norm else 0.0)
+    both = length * math.sqrt(new_square)
+    return norm, relative, inner / both if both else None
+
+
+def _square(x: Tensor) -> float:
+    return float(torch.vdot(x, x).real)
+
+
+def _blocks(tensor: Tensor) -> Iterator[Tensor]:
+    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    flat = tensor.detach().cpu().reshape(-1)
+    return (block.to(wide) for block in flat.split(_BLOCK))

@@ -1,0 +1,166 @@
+"""Pyro's own parameter files: pickles of ``ParamStoreDict.save``, read without running any of it.
+
+``torch.load(weights_only=True)`` runs nothing but a short list of constructors; the classes of
+constraints join that list as empty stand-ins, only while one file is read. Must never import Pyro,
+and never let a stand-in out.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping
+from pickle import UnpicklingError
+from typing import Any, BinaryIO, ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from paramstore.constraints import from_spec, to_spec
+from paramstore.errors import (
+    CorruptError,
+    ParamStoreError,
+    UnknownConstraintError,
+    UnsupportedFileError,
+)
+
+_PYRO_KINDS = {
+    "_CorrMatrix": "corr_matrix",
+    "_Integer": "integer",
+    "_OrderedVector": "ordered_vector",
+    "_PositiveOrderedVector": "positive_ordered_vector",
+    "_SoftplusLowerCholesky": "softplus_lower_cholesky",
+    "_SoftplusPositive": "softplus_positive",
+    "_Sphere": "sphere",
+    "_UnitLowerCholesky": "unit_lower_cholesky",
+}
+"""Kinds of Pyro's constraints (pyro-ppl 1.8 and 1.9) by the class that their pickles name."""
+
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_LOCK = threading.Lock()  # torch's list of safe globals belongs to the process
+
+
+class _StandIn:
+    """What a pickled constraint becomes: its attributes, and no method that could run."""
+
+    real: ClassVar[type[Constraint]] = Constraint
+    """The class of torch that it stands for."""
+    kind: ClassVar[str] = ""
+    """Or the kind of a constraint of Pyro, which may not be installed."""
+
+
+def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    found: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
+    for name, cls in vars(constraints).items():
+        wanted = isinstance(cls, type) and issubclass(cls, Constraint)
+        if wanted and not issubclass(cls, property) and name == cls.__name__:
+            found.append((type(name, (_StandIn,), {"real": cls}), f"{cls.__module__}.{name}"))
+    for name, kind in _PYRO_KINDS.items():
+        stand_in = type(name, (_StandIn,), {"kind": kind})
+        found.append((stand_in, f"pyro.distributions.constraints.{name}"))
+    return found
+
+
+_STAND_INS = _stand_ins()
+
+
+def load_pyro(path: str, file: BinaryIO, map_location: Any) -> list[tuple[str, Tensor, Constraint]]:
+    """Read the parameters of a file that Pyro's ``ParamStoreDict.save`` wrote.
+
+    Args:
+        path: What errors call the file.
+        file: The file, open at its start.
+        map_location: Where the tensors go, as for ``torch.load``.
+
+    Raises:
+        UnsupportedFileError: a pickle of anything else; nothing of it was run.
+        CorruptError: a file that is cut off or altered.
+        UnknownConstraintError: a constraint that is not registered here.
+    """
+    state = _unpickle(path, file, map_location)
+    if not isinstance(state, dict) or set(state) != {"params", "constraints"}:
+        raise UnsupportedFileError(
+            f"{path!r} is no parameter file: it holds {_describe(state)}, not what "
+            f"ParamStoreDict.save of Pyro writes. For the state_dict of a module, load it into the "
+            f"module and bind that with store.module(name, module)"
+        )
+    params, found = state["params"], state["constraints"]
+    if not isinstance(params, dict) or not isinstance(found, dict):
+        raise UnsupportedFileError(f"{path!r} has params or constraints that are no dictionary")
+    return [_item(path, name, tensor, found) for name, tensor in params.items()]
+
+
+def _unpickle(path: str, file: BinaryIO, map_location: Any) -> object:
+    try:
+        with _LOCK, torch.serialization.safe_globals(_STAND_INS):
+            return torch.load(file, map_location, weights_only=True)
+    except UnpicklingError as error:
+        refused = _GLOBAL.search(str(error))
+        if refused is None:
+            raise CorruptError(f"{path!r} is cut off, altered or no pickle: {error}") from error
+        raise UnsupportedFileError(
+            f"{path!r} carries {refused[1]!r}, which is neither a tensor nor a known constraint; "
+            f"nothing of it was run"
+        ) from error
+    except OSError:
+        raise
+    except Exception as error:
+        raise CorruptError(f"{path!r} is cut off or altered: {_first_line(error)}") from error
+
+
+def _item(
+    path: str, name: object, tensor: object, found: Mapping[object, object]
+) -> tuple[str, Tensor, Constraint]:
+    if not isinstance(name, str) or not isinstance(tensor, Tensor):
+        raise UnsupportedFileError(
+            f"{path!r} holds {_describe(tensor)} as parameter {name!r}, not a tensor"
+        )
+    if name not in found:
+        raise UnsupportedFileError(f"{path!r} has no constraint for parameter {name!r}")
+    # A store of ours that was pickled carries its back references as empty dictionaries.
+    vars(tensor).pop("unconstrained", None)
+    return name, tensor, _constraint(path, name, found[name], tensor.device)
+
+
+def _constraint(path: str, name: str, found: object, device: torch.device) -> Constraint:
+    """Build the constraint anew from its spec; what came out of the pickle is dropped."""
+    try:
+        spec = to_spec(_real(found))
+        return from_spec(spec.text, dict(spec.tensors).__getitem__, device=device)
+    except UnknownConstraintError as error:
+        raise UnknownConstraintError(f"parameter {name!r} in {path!r}: {error}") from error
+    except (ParamStoreError, AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise UnsupportedFileError(
+            f"{path!r} holds {_describe(found)} as constraint of {name!r}: {error}"
+        ) from error
+
+
+def _real(found: object) -> Any:
+    """Turn stand-ins into the constraints they stand for, nested ones first."""
+    if isinstance(found, list):
+        return [_real(part) for part in found]
+    if not isinstance(found, Constraint | _StandIn):
+        return found
+    if isinstance(found, _StandIn) and found.kind:
+        return from_spec(f'{{"kind":"{found.kind}"}}')
+    cls = found.real if isinstance(found, _StandIn) else type(found)
+    made = cls.__new__(cls)
+    vars(made).update({name: _real(value) for name, value in vars(found).items()})
+    return made
+
+
+def _describe(value: object) -> str:
+    kind = type(value).__name__
+    if isinstance(value, _StandIn):
+        return f"a constraint {kind.lstrip('_')}"
+    if isinstance(value, Mapping) and value:
+        keys = [repr(key) for key in list(value)[:4]]
+        more = f", … ({len(value)} in all)" if len(value) > 4 else ""
+        return f"a {kind} with the keys {', '.join(keys)}{more}"
+    return f"a {kind}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,371 @@
+"""Tensors out of snapshots: checked, filled in place, or read one by one.
+
+Never writes to the database and never touches a tensor that it was not given.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from blake3 import blake3
+from torch import Tensor, nn
+from torch.distributions.constraints import Constraint
+
+from paramstore import extras, tensors
+from paramstore.constraints import from_spec, is_identity, transform_of
+from paramstore.errors import CorruptError, ParamNotFoundError
+from paramstore.modes import outside_modes
+from paramstore.refs import suggest
+
+if TYPE_CHECKING:
+    from torch.distributions.transforms import Transform
+
+    from paramstore.db.repository import Entry, Manifest, Repository
+    from paramstore.snapshot import Snapshot
+
+MapLocation = str | torch.device | Mapping[str, str] | Callable[[Tensor, str], Tensor] | None
+"""Where tensors are put, in the forms that ``torch.load`` takes; they are stored on ``cpu``."""
+
+_READERS = 2
+_PARALLEL_FROM = 8 << 20  # bytes; below, two threads cost more than they bring
+
+T = TypeVar("T")
+
+
+class Reader:
+    """Reads stored tensors.
+
+    **Threads**: any; holds no state but the caches of specs and of manifests that were checked.
+    """
+
+    def __init__(self, repository: Repository, map_location: MapLocation = None) -> None:
+        self._repository = repository
+        self._map_location = map_location
+
+    # -- tensors -------------------------------------------------------------------
+
+    def tensor(self, entry: Entry, *, snapshot: Snapshot | None = None) -> Tensor:
+        """Read one tensor, checked: the unconstrained value, a leaf without gradient.
+
+        Raises:
+            CorruptError: missing or altered bytes.
+        """
+        target = tensors.empty(entry.dtype, entry.stored_shape)
+        self.fill([(entry, target)], verify=True, snapshot=snapshot)
+        return place(target, self._map_location)
+
+    def read(
+        self, entries: Sequence[Entry], *, snapshot: Snapshot | None = None
+    ) -> list[tuple[Tensor, bytes]]:
+        """Read tensors as the working set holds them, each with its fingerprint.
+
+        Raises:
+            CorruptError: missing or altered bytes.
+        """
+        targets = [tensors.empty(entry.dtype, entry.stored_shape) for entry in entries]
+        self.fill(list(zip(entries, targets, strict=True)), verify=True, snapshot=snapshot)
+        return [
+            (
+                _as_stored(place(target, self._map_location), entry),
+                tensors.encode(target, name=entry.name).fingerprint(),
+            )
+            for entry, target in zip(entries, targets, strict=True)
+        ]
+
+    def check(self, entries: Sequence[Entry], *, snapshot: Snapshot | None) -> None:
+        """Compare the stored bytes of ``entries`` with their digests; changes nothing.
+
+        Raises:
+            CorruptError: naming every parameter whose bytes are missing or altered.
+        """
+        digests = {entry.blob_id: entry.digest for entry in entries}
+
+        def bad(sizes: Mapping[int, int]) -> list[int]:
+            found = {blob_id: _digest(chunks) for blob_id, chunks in self._blobs(sizes)}
+            return [blob_id for blob_id in sizes if found.get(blob_id) != digests[blob_id]]
+
+        damaged = set(_in_parallel(bad, _sizes(entries)))
+        if damaged:
+            names = [entry.name for entry in entries if entry.blob_id in damaged]
+            raise self._corrupt(names, damaged, snapshot)
+
+    def fill(
+        self,
+        pairs: Sequence[tuple[Entry, Tensor]],
+        *,
+        verify: bool,
+        snapshot: Snapshot | None = None,
+    ) -> None:
+        """Copy stored tensors into live ones of the same dtype and shape, whatever their strides.
+
+        Raises:
+            CorruptError: bytes missing, of another length, or, with ``verify``, altered; tensors
+                that come before may have been filled by then.
+        """
+        targets: dict[int, list[tuple[Entry, Tensor]]] = defaultdict(list)
+        for entry, tensor in pairs:
+            targets[entry.blob_id].append((entry, tensor))
+
+        def unfilled(sizes: Mapping[int, int]) -> list[int]:
+            left = dict.fromkeys(sizes)
+            for blob_id, chunks in self._blobs(sizes):
+                if _fill(targets[blob_id], chunks, verify=verify):
+                    del left[blob_id]
+            return list(left)
+
+        damaged = set(_in_parallel(unfilled, _sizes(entry for entry, _ in pairs)))
+        if damaged:
+            names = [entry.name for entry, _ in pairs if entry.blob_id in damaged]
+            raise self._corrupt(names, damaged, snapshot)
+
+    def _blobs(self, sizes: Mapping[int, int]) -> Iterator[tuple[int, Iterator[bytes]]]:
+        rows = self._repository.read_blobs(sizes)
+        for blob_id, group in groupby(rows, key=itemgetter(0)):
+            yield blob_id, (chunk for _, _, chunk in group)
+
+    def _corrupt(
+        self, names: Sequence[str], blob_ids: Iterable[int], snapshot: Snapshot | None
+    ) -> CorruptError:
+        affected: set[str] = {snapshot.ref} if snapshot else set()
+        for blob_id in blob_ids:
+            affected.update(self._repository.affected(blob_id)[1])
+        shown = ", ".join(map(repr, names[:5])) + (" …" if len(names) > 5 else "")
+        references = sorted(affected)
+        where = ", ".join(references[:5]) + (" …" if len(references) > 5 else "")
+        return CorruptError(
+            f"the stored bytes of {shown} are missing or altered; snapshots that hold them: "
+            f"{where}. Nothing has been changed; restore another snapshot, or leave these out "
+            f"with exclude=[…]",
+            params=names,
+            snapshots=references,
+        )
+
+    # -- constraints and extras ----------------------------------------------------
+
+    def constraint(self, entry: Entry) -> Constraint:
+        """Build the constraint of a stored parameter.
+
+        Raises:
+            UnknownConstraintError: of a kind that is not registered here.
+        """
+        return from_spec(entry.spec, lambda digest: self._argument(entry, digest))
+
+    def _argument(self, entry: Entry, digest: str) -> Tensor:
+        blob = self._repository.constraint_blob(entry.constraint_id, digest)
+        if blake3(blob).hexdigest() != digest:
+            raise CorruptError(
+                f"an argument of the constraint of {entry.name!r} is altered", params=[entry.name]
+            )
+        return tensors.decode(blob)
+
+    def extras(self, manifest: Manifest, kind: str) -> dict[str, object]:
+        """Decode the extras (``extra``) or the attached state (``state``) of a snapshot.
+
+        Raises:
+            CorruptError: altered bytes.
+        """
+
+        def fetch(seq: int) -> Tensor:
+            if not 0 <= seq < len(manifest.extra_blobs):
+                raise CorruptError(
+                    f"the extras of {manifest.snapshot.ref} name a tensor that is not stored",
+                    snapshots=[manifest.snapshot.ref],
+                )
+            blob_id, digest, nbytes = manifest.extra_blobs[seq]
+            chunks = [chunk for _, _, chunk in self._repository.read_blobs({blob_id: nbytes})]
+            if _digest(chunks) != digest:
+                raise self._corrupt([f"{kind}s"], [blob_id], manifest.snapshot)
+            return tensors.decode(b"".join(chunks))
+
+        return {
+            name: extras.decode(skeleton, fetch)
+            for row_kind, name, skeleton in manifest.extras
+            if row_kind == kind
+        }
+
+    def lazy_extras(self, snapshot: Snapshot) -> Mapping[str, object]:
+        """The extras of a snapshot, read when first looked at."""
+        return LazyExtras(lambda: self.extras(self._repository.manifest(snapshot), "extra"))
+
+
+class LazyExtras(Mapping[str, object]):
+    """The extras of one snapshot; the database is asked when they are first looked at."""
+
+    __slots__ = ("_load", "_values")
+
+    def __init__(self, load: Callable[[], dict[str, object]]) -> None:
+        self._load = load
+        self._values: dict[str, object] | None = None
+
+    def _read(self) -> dict[str, object]:
+        if self._values is None:
+            self._values = outside_modes(self._load)
+        return self._values
+
+    def __getitem__(self, name: str) -> object:
+        return self._read()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __repr__(self) -> str:
+        return repr(self._read())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self._read()),)
+
+
+class SnapshotView(Mapping[str, Tensor]):
+    """One snapshot, read-only: constrained values by name, each read when asked for.
+
+    Holds buffers and frozen parameters too. Every tensor is checked against its digest.
+
+    **Threads**: any. **Ownership**: each call returns a new tensor.
+    """
+
+    def __init__(self, reader: Reader, manifest: Manifest, snapshot: Snapshot) -> None:
+        self._reader = reader
+        self.manifest = manifest
+        """Its catalogue, checked."""
+        self.snapshot = snapshot
+        """The snapshot that is looked at."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        constraint = self.constraint(name)
+        value = self.unconstrained(name)
+        if is_identity(constraint):
+            return value
+        return outside_modes(_constrain, transform_of(constraint), value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.manifest.entries)
+
+    def __len__(self) -> int:
+        return len(self.manifest.entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.manifest.entries
+
+    def __repr__(self) -> str:
+        return f"<SnapshotView of {self.snapshot.ref}: {len(self)} parameters>"
+
+    def unconstrained(self, name: str) -> Tensor:
+        """Read the unconstrained value of a parameter, as it was trained.
+
+        Raises:
+            ParamNotFoundError: the snapshot has no such parameter.
+            CorruptError: its bytes are missing or altered.
+        """
+        entry = self._entry(name)
+        return outside_modes(lambda: self._reader.tensor(entry, snapshot=self.snapshot))
+
+    def constraint(self, name: str) -> Constraint:
+        """Return the constraint of a parameter.
+
+        Raises:
+            ParamNotFoundError: the snapshot has no such parameter.
+            UnknownConstraintError: a kind that is not registered here.
+        """
+        entry = self._entry(name)
+        return outside_modes(lambda: self._reader.constraint(entry))
+
+    @property
+    def extras(self) -> Mapping[str, object]:
+        """The extras given to the commit."""
+        return self.snapshot.extras
+
+    def state(self, name: str) -> object:
+        """Return the state of an attached object as it was at the commit.
+
+        Raises:
+            ParamNotFoundError: nothing was attached by that name.
+        """
+        states = outside_modes(lambda: self._reader.extras(self.manifest, "state"))
+        if name not in states:
+            raise ParamNotFoundError(
+                f"nothing was attached as {name!r} in {self.snapshot.ref}{suggest(name, states)}"
+            )
+        return states[name]
+
+    def _entry(self, name: str) -> Entry:
+        try:
+            return self.manifest.entries[name]
+        except KeyError:
+            raise ParamNotFoundError(
+                f"{self.snapshot.ref} has no parameter {name!r}"
+                f"{suggest(name, self.manifest.entries)}"
+            ) from None
+
+
+def _constrain(transform: Transform, value: Tensor) -> Tensor:
+    with torch.no_grad():
+        return transform(value)  # type: ignore[no-any-return]
+
+
+def place(tensor: Tensor, map_location: MapLocation) -> Tensor:
+    """Move a tensor that was read on the CPU to where ``map_location`` says."""
+    if map_location is None:
+        return tensor
+    if isinstance(map_location, str | torch.device):
+        return tensor.to(map_location)
+    if isinstance(map_location, Mapping):
+        return tensor.to(map_location.get("cpu", "cpu"))
+    return map_location(tensor, "cpu")
+
+
+def _as_stored(tensor: Tensor, entry: Entry) -> Tensor:
+    if entry.kind == "parameter":
+        return nn.Parameter(tensor, requires_grad=entry.requires_grad)
+    return tensor.requires_grad_(entry.requires_grad)
+
+
+def _digest(chunks: Iterable[bytes]) -> bytes:
+    hasher = blake3()
+    for chunk in chunks:
+        hasher.update(chunk)
+    return hasher.digest()
+
+
+def _fill(
+    targets: Sequence[tuple[Entry, Tensor]], chunks: Iterable[bytes], *, verify: bool
+) -> bool:
+    fillers = [tensors.Filler(tensor) for _, tensor in targets]
+    hasher = blake3() if verify else None
+    try:
+        for chunk in chunks:
+            for filler in fillers:
+                filler.write(chunk)
+            if hasher is not None:
+                hasher.update(chunk)
+        for filler in fillers:
+            filler.close()
+    except CorruptError:
+        return False
+    return hasher is None or hasher.digest() == targets[0][0].digest
+
+
+def _sizes(entries: Iterable[Entry]) -> dict[int, int]:
+    return {entry.blob_id: entry.nbytes for entry in entries}
+
+
+def _in_parallel(work: Callable[[Mapping[int, int]], list[T]], sizes: Mapping[int, int]) -> list[T]:
+    """Run ``work`` on blobs and their lengths, in order of row, halved by bytes where large."""
+    total = sum(sizes.values())
+    if total < _PARALLEL_FROM or len(sizes) < _READERS:
+        return work(dict(sorted(sizes.items())))
+    parts: list[dict[int, int]] = [{} for _ in range(_READERS)]
+    done = 0
+    for blob_id, nbytes in sorted(sizes.items()):
+        parts[min(done * _READERS // total, _READERS - 1)][blob_id] = nbytes
+        done += nbytes
+    with ThreadPoolExecutor(_READERS, "paramstore-reader") as pool:
+        return [found for part in pool.map(work, parts) for found in part]

@@ -1,0 +1,203 @@
+"""Brings a working set to a snapshot: checks everything first, then fills tensors in place.
+
+Decides before it touches; must never leave a live tensor half changed without saying so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from paramstore.errors import (
+    CorruptError,
+    MismatchError,
+    ParamNotFoundError,
+    RestoreInterruptedError,
+    UnknownConstraintError,
+)
+from paramstore.refs import suggest
+from paramstore.tensors import dtype_name, encode
+from paramstore.working_set import BUFFER, Stored, UnknownKind, WorkingSet
+
+if TYPE_CHECKING:
+    from paramstore.db.repository import Entry, Manifest
+    from paramstore.reader import Reader
+
+Names = str | Iterable[str] | None
+"""Parameter names or shell patterns (``net$$$*``)."""
+
+
+def begin(working_set: WorkingSet, manifest: Manifest, reader: Reader) -> None:
+    """Make an empty working set continue a snapshot: every name is known, nothing is read."""
+    _Plan(later=list(manifest.entries.values())).carry_out(working_set, manifest, reader)
+    continue_from(working_set, manifest)
+
+
+def continue_from(working_set: WorkingSet, manifest: Manifest) -> None:
+    """Make the next commit a child of the snapshot."""
+    working_set.parent = manifest.snapshot
+    working_set.parent_versions = {
+        name: entry.param_version_id for name, entry in manifest.entries.items()
+    }
+    working_set.extra_blobs = {}
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What a restore is going to do."""
+
+    fill: list[tuple[Entry, Tensor]] = field(default_factory=list)
+    """Stored values and the live tensors that take them in place."""
+    later: list[Entry] = field(default_factory=list)
+    """Stored values that become the value of their name when it is next touched."""
+    remove: list[str] = field(default_factory=list)
+    """Live names that the snapshot lacks."""
+
+    def entries(self) -> list[Entry]:
+        return [entry for entry, _ in self.fill] + self.later
+
+    def carry_out(self, ws: WorkingSet, manifest: Manifest, reader: Reader) -> None:
+        """Fill live tensors, or change the tables so that they are read later."""
+        constraints = {e.name: _constraint(reader, e) for e in self.later if e.kind != BUFFER}
+        reader.fill(self.fill, verify=False, snapshot=manifest.snapshot)
+        for entry, tensor in self.fill:
+            tensor.grad = None
+            fingerprint = encode(tensor, name=entry.name).fingerprint()
+            ws.stored[entry.name] = Stored(entry, fingerprint)
+        # In the order of their rows, which is the order in which the run first made them:
+        # whoever builds an optimiser from named_parameters() counts on it.
+        for entry in sorted(self.later, key=lambda entry: entry.param_id):
+            ws.stored[entry.name] = Stored(entry, None)
+            if entry.kind == BUFFER:
+                ws.remove(entry.name)
+            else:
+                ws.expect(entry.name, constraints[entry.name])
+        for name in self.remove:
+            ws.remove(name)
+            ws.stored.pop(name, None)
+
+
+def restore(
+    working_set: WorkingSet,
+    manifest: Manifest,
+    reader: Reader,
+    *,
+    include: Names = None,
+    exclude: Names = None,
+    strict: bool = True,
+    verify: bool = True,
+) -> None:
+    """Bring the parameters and buffers of a working set to a snapshot.
+
+    Raises:
+        MismatchError: a tensor of a bound module cannot take what is stored for it, or, when
+            ``strict``, the snapshot lacks it.
+        CorruptError: stored bytes are missing or altered; nothing has been changed.
+        RestoreInterruptedError: stored bytes vanished while live tensors were being filled.
+    """
+    wanted = _filter(include, exclude, [*manifest.entries, *working_set.params])
+    plan = _plan(working_set, manifest, wanted, strict=strict)
+    if verify:
+        reader.check(plan.entries(), snapshot=manifest.snapshot)
+    try:
+        plan.carry_out(working_set, manifest, reader)
+    except CorruptError as error:
+        filled = [entry.name for entry, _ in plan.fill if entry.name not in error.params]
+        if not filled:
+            raise
+        _forget_fingerprints(working_set, plan)
+        raise RestoreInterruptedError(
+            f"restoring {manifest.snapshot.ref} stopped half way: {error.params} could not be "
+            f"read. {len(filled)} live tensors already hold the snapshot's values; restore "
+            f"another snapshot before you train on or commit",
+            params=filled,
+            snapshots=error.snapshots,
+        ) from error
+
+
+def _forget_fingerprints(ws: WorkingSet, plan: _Plan) -> None:
+    """Nobody knows what half-filled tensors hold: the next commit hashes and writes them."""
+    for entry, _ in plan.fill:
+        if entry.name in ws.stored:
+            ws.stored[entry.name] = ws.stored[entry.name]._replace(fingerprint=None)
+
+
+def _plan(
+    ws: WorkingSet, manifest: Manifest, wanted: Callable[[str], bool], *, strict: bool
+) -> _Plan:
+    plan = _Plan()
+    bound = ws.bound()
+    live: dict[str, Tensor] = dict(ws.params.live()) | ws.buffers()
+    problems: list[str] = []
+    for name, entry in manifest.entries.items():
+        if not wanted(name):
+            continue
+        tensor = live.get(name)
+        why = None if tensor is None else _misfit(ws, name, entry, tensor)
+        if tensor is not None and why is None:
+            plan.fill.append((entry, tensor))
+        elif name in bound:
+            problems.append(f"{name!r}: {why}")
+        else:
+            plan.later.append(entry)
+    lacking = [n for n in (*ws.params, *ws.buffers()) if n not in manifest.entries and wanted(n)]
+    problems += [f"{name!r}: not in the snapshot" for name in lacking if name in bound and strict]
+    plan.remove = [name for name in lacking if name not in bound]
+    if problems:
+        raise MismatchError(
+            f"{manifest.snapshot.ref} does not fit the modules that are bound: "
+            f"{'; '.join(problems)}. Nothing has been changed; build the module as it was, or "
+            f"leave these out with exclude=[…]"
+        )
+    return plan
+
+
+def _misfit(ws: WorkingSet, name: str, entry: Entry, tensor: Tensor) -> str | None:
+    """Say why a stored value cannot be filled into a live tensor; None when it can."""
+    if (entry.kind == BUFFER) != (name not in ws.params):
+        return f"stored as a {entry.kind}"
+    if tuple(tensor.shape) != entry.stored_shape:
+        return f"stored with shape {entry.stored_shape}, live {tuple(tensor.shape)}"
+    if dtype_name(tensor.dtype) != entry.dtype:
+        return f"stored as {entry.dtype}, live {dtype_name(tensor.dtype)}"
+    if name in ws.params and ws.spec(ws.constraints[name]).text != entry.spec:
+        return f"stored with constraint {entry.spec}, live {ws.constraints[name]}"
+    return None
+
+
+def _filter(include: Names, exclude: Names, names: Iterable[str]) -> Callable[[str], bool]:
+    included, excluded = _patterns(include), _patterns(exclude)
+    names = list(names)
+    for pattern in included or ():
+        if not any(_matches(name, pattern) for name in names):
+            raise ParamNotFoundError(
+                f"include: no parameter matches {pattern!r}{suggest(pattern, names)}"
+            )
+
+    def wanted(name: str) -> bool:
+        if any(_matches(name, pattern) for pattern in excluded or ()):
+            return False
+        return included is None or any(_matches(name, pattern) for pattern in included)
+
+    return wanted
+
+
+def _patterns(names: Names) -> list[str] | None:
+    return [names] if isinstance(names, str) else None if names is None else list(names)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)
+
+
+def _constraint(reader: Reader, entry: Entry) -> Constraint:
+    """The constraint of a stored parameter; one that cannot be built says so when it is used."""
+    try:
+        return reader.constraint(entry)
+    except UnknownConstraintError as error:
+        return UnknownKind(entry.name, error)

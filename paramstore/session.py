@@ -1,0 +1,361 @@
+"""What connects the working sets of a store with its database: the verbs behind the face.
+
+Keeps one current working set and the lock; never does arithmetic on tensors and never writes SQL.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from paramstore import binding
+from paramstore.attached import RNG, applied, apply_generators, check_states
+from paramstore.db.engine import Database
+from paramstore.db.repository import Repository
+from paramstore.errors import (
+    InvalidNameError,
+    ParamNotFoundError,
+    ReadOnlyError,
+    ScopeError,
+    StoreClosedError,
+    UsageError,
+)
+from paramstore.lazy import UNREAD
+from paramstore.modes import outside_modes
+from paramstore.reader import MapLocation, Reader
+from paramstore.refs import check_param_name, check_scope_name, parse_ref, suggest
+from paramstore.restore import Names, begin, continue_from, restore
+from paramstore.scope import Scopes, own_name
+from paramstore.snapshot import Snapshot
+from paramstore.working_set import StateDict, WorkingSet
+from paramstore.writer import Request, Writer
+
+Reference = Snapshot | int | str
+"""A snapshot, a version in the current scope, or text such as ``main@warm``."""
+
+
+class Backend:
+    """A database with the objects that read and write it."""
+
+    def __init__(self, database: Database, *, map_location: MapLocation, statistics: bool) -> None:
+        self.database = database
+        self.repository = Repository(database)
+        self.reader = Reader(self.repository, map_location)
+        self.writer = Writer(self.repository, statistics=statistics)
+
+
+class Session:
+    """The scopes of one store on one database; without one, a private database on demand.
+
+    **Threads**: ``lock`` is held by every verb, so commits, restores and first reads take turns.
+
+    **Ownership**: closes the database it was given.
+    """
+
+    def __init__(
+        self,
+        scope: str,
+        start: Reference | None,
+        database: Database | None,
+        connect: Callable[[Database], Backend],
+        *,
+        readonly: bool,
+    ) -> None:
+        """Continue a scope of a database, or begin in memory; an error closes the database."""
+        self.lock = threading.RLock()
+        self.private = database is None
+        self._connect = connect
+        self._backend = None if database is None else connect(database)
+        self._readonly = readonly
+        self._closed = False
+        self._not_adopted: set[str] = set()
+        try:
+            self.scopes = Scopes(self._opened(scope, start))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def current(self) -> WorkingSet:
+        """The working set that the dictionary shows."""
+        return self.scopes.current
+
+    # -- the database --------------------------------------------------------------
+
+    @property
+    def backend(self) -> Backend:
+        """The database's parts; those of a private store are made now.
+
+        Raises:
+            StoreClosedError: after ``close``.
+        """
+        if self._closed:
+            raise StoreClosedError("the store is closed; open it again with paramstore.open(…)")
+        if self._backend is None:
+            with self.lock:
+                if self._backend is None:
+                    self._backend = self._connect(Database.memory())
+        return self._backend
+
+    @property
+    def repository(self) -> Repository:
+        """The catalogue."""
+        return self.backend.repository
+
+    def writable(self) -> Repository:
+        """The catalogue, for writing.
+
+        Raises:
+            ReadOnlyError: the store was opened with ``readonly=True``.
+        """
+        repository = self.repository
+        if self._readonly:
+            raise ReadOnlyError(
+                "the store was opened with readonly=True; open it without, to write to it"
+            )
+        return repository
+
+    def close(self) -> None:
+        """Release the database; what is in memory stays."""
+        with self.lock:
+            self._closed = True
+            if self._backend is not None:
+                self._backend.database.close()
+
+    def where(self) -> str:
+        """The file, for people."""
+        return "in memory" if self._backend is None else self._backend.database.name
+
+    # -- the current scope ---------------------------------------------------------
+
+    def named(self) -> WorkingSet:
+        """The current working set, when it is that of a scope.
+
+        Raises:
+            ScopeError: a plain state is current, which has no snapshots.
+        """
+        if self.current.scope is None:
+            raise ScopeError(
+                "a plain state lives in memory only and has no snapshots; leave it, or enter a "
+                "named scope with store.scope('name')"
+            )
+        return self.current
+
+    def scope_name(self) -> str:
+        """The name of the current scope."""
+        name = self.named().scope
+        assert name is not None
+        return name
+
+    def resolve(self, reference: Reference) -> Snapshot:
+        """Find the snapshot that a reference means."""
+        return self.repository.resolve(parse_ref(reference), self.scope_name())
+
+    def with_extras(self, snapshot: Snapshot) -> Snapshot:
+        """The same snapshot, whose extras are read when they are looked at."""
+        return replace(snapshot, extras=self.backend.reader.lazy_extras(snapshot))
+
+    # -- first reads ---------------------------------------------------------------
+
+    def _opened(self, scope: str, start: Reference | None = None) -> WorkingSet:
+        """The working set of a scope as the database has it; nothing but names is read."""
+        ws = WorkingSet(scope, self._read)
+        if self._backend is None:
+            return ws
+        head = self.repository.head(scope)
+        first = head
+        if head is None and start is not None:
+            first = self.repository.resolve(parse_ref(start), scope)
+        if first is not None:
+            outside_modes(begin, ws, self.repository.manifest(first), self.backend.reader)
+        ws.head = head and self.with_extras(head)
+        return ws
+
+    def _read(self, ws: WorkingSet, names: Iterable[str]) -> None:
+        """Read stored parameters that are touched for the first time."""
+        with self.lock:
+            wanted = [name for name in names if ws.params.is_unread(name)]
+            for name in wanted:
+                ws.transforms_of(name, ws.constraints[name])
+            entries = [ws.stored[name].entry for name in wanted]
+            found = outside_modes(self.backend.reader.read, entries, snapshot=ws.parent)
+            for name, (tensor, fingerprint) in zip(wanted, found, strict=True):
+                ws.put(name, tensor, ws.constraints[name])
+                ws.stored[name] = ws.stored[name]._replace(fingerprint=fingerprint)
+
+    def offer(self, name: str, held: Tensor, offered: object) -> None:
+        """Let a module's parameter be the tensor of a stored name that nobody has read yet."""
+        if not isinstance(offered, nn.Parameter):
+            return
+        if held is UNREAD:
+            with self.lock:
+                outside_modes(binding.adopt, self.current, self.backend.reader, name, offered)
+        elif name not in self._not_adopted:
+            self._not_adopted.add(name)
+            binding.warn_not_adopted(name)
+
+    def bind(self, name: str, module: nn.Module, *, strict: bool) -> None:
+        """Bind a module to the current working set."""
+        with self.lock:
+            reader = None if self._backend is None else self._backend.reader
+            outside_modes(binding.bind, self.current, reader, name, module, strict=strict)
+
+    def missing(self, name: str) -> ParamNotFoundError:
+        """The error for a name that the working set lacks."""
+        if name in self.current.buffers():
+            return ParamNotFoundError(f"{name!r} is a buffer; read it from its module, or by at()")
+        return ParamNotFoundError(f"no parameter {name!r}{suggest(name, self.current.params)}")
+
+    # -- commit --------------------------------------------------------------------
+
+    def commit(self, request: Request) -> Snapshot:
+        """Write a snapshot of the current working set."""
+        with self.lock:
+            snapshot = self._commit(request, only_changes=False)
+        assert snapshot is not None
+        return snapshot
+
+    def commit_changes(self) -> None:
+        """Commit on leaving a scope, if anything changed."""
+        with self.lock:
+            if not self._readonly:
+                self._commit(Request(), only_changes=True)
+            elif names := self.changed():
+                raise ReadOnlyError(
+                    f"{', '.join(map(repr, names[:5]))} changed in scope {self.scope_name()!r} of "
+                    f"a read-only store; leave it with scope(…, commit=False)"
+                )
+
+    def changed(self) -> list[str]:
+        """The names that differ from the snapshot the working set continues."""
+        with self.lock:
+            return outside_modes(self.backend.writer.changed, self.named())
+
+    def _commit(self, request: Request, *, only_changes: bool) -> Snapshot | None:
+        ws = self.named()
+        self.writable()
+        commit = self.backend.writer.commit
+        snapshot = outside_modes(commit, ws, request, only_changes=only_changes)
+        if snapshot is None:
+            return None
+        ws.head = ws.parent = self.with_extras(snapshot)
+        return ws.head
+
+    # -- going back ----------------------------------------------------------------
+
+    def restore(
+        self, reference: Reference, include: Names, exclude: Names, *, strict: bool, verify: bool
+    ) -> Snapshot:
+        """Bring the current working set to a snapshot; through a filter, parameters only."""
+        with self.lock:
+            ws, target = self.named(), self.resolve(reference)
+            head = self.repository.head(self.scope_name())
+            whole = include is None and exclude is None
+            fill = partial(restore, include=include, exclude=exclude, strict=strict, verify=verify)
+            objects, rng = (ws.attached, ws.rng) if whole else ({}, False)
+            self._bring(target, fill, objects, rng=rng, check=strict and bool(objects or rng))
+            if whole:
+                continue_from(ws, self.repository.manifest(target))
+            ws.head = head and self.with_extras(head)
+            return self.with_extras(target)
+
+    def resume(self, *, strict: bool) -> Snapshot | None:
+        """Bring the current working set and what is attached to the newest snapshot."""
+        with self.lock:
+            ws, newest = self.named(), self.repository.head(self.scope_name())
+            if newest is None:
+                return None
+            fill = partial(restore, strict=strict)
+            self._bring(newest, fill, ws.attached, rng=ws.rng, check=strict)
+            continue_from(ws, self.repository.manifest(newest))
+            ws.head = self.with_extras(newest)
+            return ws.head
+
+    def _bring(
+        self,
+        target: Snapshot,
+        fill: Callable[..., None],
+        objects: Mapping[str, object],
+        *,
+        rng: bool,
+        check: bool,
+    ) -> None:
+        """Put a snapshot into the working set and into live objects, the generators last."""
+        reader, manifest = self.backend.reader, self.repository.manifest(target)
+        if check:
+            stored = [name for kind, name, _ in manifest.extras if kind == "state"]
+            check_states(objects, stored, rng=rng, where=target.ref)
+        states: dict[str, Any] = {}
+        if objects or rng:
+            states = outside_modes(reader.extras, manifest, "state")
+        with applied(objects, states):
+            outside_modes(fill, self.named(), manifest, reader)
+        if rng and RNG in states:
+            apply_generators(states[RNG])
+
+    # -- scopes and names ----------------------------------------------------------
+
+    def fork(self, name: str) -> None:
+        """Let the current working set continue in a new scope."""
+        check_scope_name(name)
+        with self.lock:
+            ws, before = self.named(), self.scope_name()
+            if self.scopes.known(name) or self.writable().head_version(name):
+                raise ScopeError(f"scope {name!r} exists already; fork into another name")
+            ws.scope, ws.head = name, None
+            self.scopes.rename(before, ws)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a parameter of the current scope another name, its history included."""
+        check_param_name(new)
+        with self.lock:
+            ws = self.named()
+            if old in ws.bound() or old in ws.buffers():
+                raise UsageError(f"{old!r} belongs to a bound module; rename it there")
+            if new in ws.params or new in ws.stored:
+                raise InvalidNameError(f"{new!r} exists already; delete it, or take another name")
+            if old not in ws.params and old not in ws.stored:
+                raise self.missing(old)
+            repository = self.writable()
+            if ws.head is not None and old in ws.stored:
+                repository.rename(self.scope_name(), old, new)
+            ws.rename(old, new)
+
+    def to_enter(self, state: object) -> WorkingSet | None:
+        """The working set of the scope that ``scope(state)`` means; None for a plain state.
+
+        Raises:
+            ScopeError: it is active, another thread is inside a scope, or another store's.
+        """
+        if isinstance(state, StateDict) and state.working_set is not None:
+            return self._again(state.working_set)
+        if isinstance(state, str):
+            check_scope_name(state)
+            self.scopes.check_free(state)
+            found = self.scopes.known(state) or self._enterable(state)
+            self.scopes.keep(found)
+            return found
+        if state is None and not self.private:
+            name = own_name()
+            self.scopes.check_free(name)
+            found = self._enterable(name)
+            self.scopes.hold(found)
+            return found
+        return None
+
+    def _again(self, ws: WorkingSet) -> WorkingSet:
+        assert ws.scope is not None
+        if self.scopes.known(ws.scope) is not ws:
+            raise ScopeError(f"the state of scope {ws.scope!r} belongs to another store")
+        self.scopes.check_free(ws.scope)
+        return ws
+
+    def _enterable(self, scope: str) -> WorkingSet:
+        with self.lock:
+            self._backend = self.backend  # that of a private store is made now
+            return self._opened(scope)

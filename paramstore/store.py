@@ -1,0 +1,635 @@
+"""The store: Pyro's parameter dictionary, whose snapshots live in a database.
+
+The public face; every method is a few lines that name the part that does the work. Never writes
+SQL and never imports Pyro.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping
+from contextlib import contextmanager
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from paramstore import archive, values
+from paramstore.attached import check_attachable
+from paramstore.compare import compare
+from paramstore.db.engine import Database
+from paramstore.db.sqlite import Journal
+from paramstore.diff import Diff
+from paramstore.errors import InvalidInputError, MismatchError
+from paramstore.lazy import UNREAD
+from paramstore.modes import outside_modes
+from paramstore.reader import MapLocation, SnapshotView
+from paramstore.refs import check_scope_name
+from paramstore.restore import Names
+from paramstore.session import Backend, Reference, Session
+from paramstore.snapshot import History, Log, ScopeInfo, Snapshot
+from paramstore.working_set import StateDict, Unconstrained, WorkingSet, logger
+from paramstore.writer import Request
+
+_held = dict.__getitem__
+
+
+class ParamStoreDict:
+    """Pyro's dictionary of constrained parameters, with snapshots in a database.
+
+    Without a path it is Pyro's class: private, empty, in memory; its snapshots live in a private
+    database that is made when first needed. For the arguments see :func:`paramstore.open`.
+
+    **Threads**: one thread trains and commits; any thread may read. A lock keeps commits, restores
+    and first reads apart. Parameters must not change while another thread commits them.
+
+    **Ownership**: tensors, modules and attached objects are the caller's and are referenced, not
+    copied; restoring fills them in place. ``close()`` releases the database and keeps the tensors.
+
+    **Durability**: what ``commit`` returned survives a power cut. Everything since then is in
+    memory only; neither ``close()`` nor leaving the ``with`` block commits.
+    """
+
+    _params: dict[str, Tensor]
+    _param_to_name: dict[Tensor, str]
+    _constraints: dict[str, Constraint]
+
+    def __init__(
+        self,
+        path_or_url: str | os.PathLike[str] | None = None,
+        *,
+        scope: str = "main",
+        start: Reference | None = None,
+        readonly: bool = False,
+        create: bool = True,
+        map_location: MapLocation = None,
+        validate: bool | None = None,
+        statistics: bool = True,
+        timeout: float = 60,
+        journal: Journal | None = None,
+    ) -> None:
+        check_scope_name(scope)
+        database = None
+        if path_or_url is not None:
+            database = Database.open(
+                path_or_url, readonly=readonly, create=create, timeout=timeout, journal=journal
+            )
+        self._validate = validate
+        connect = partial(Backend, map_location=map_location, statistics=statistics)
+        self._session = Session(scope, start, database, connect, readonly=readonly)
+        self._use(self._session.current)
+
+    # ------------------------------------------------------------------ the dictionary
+
+    def clear(self) -> None:
+        """Empty the working set; snapshots stay, and ``resume()`` brings the newest back."""
+        with self._session.lock:
+            if self._current.head is not None and len(self._params):
+                logger.info(
+                    "cleared the working set of scope %r; its %d snapshots are untouched and "
+                    "resume() brings the newest back",
+                    self._current.scope,
+                    self._current.head.version,
+                )
+            self._current.clear()
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Iterate over ``(name, constrained value)`` pairs."""
+        for name in self._params:
+            yield name, self[name]
+
+    def keys(self) -> KeysView[str]:
+        """The parameter names; buffers of modules are not among them."""
+        return self._params.keys()
+
+    def values(self) -> Iterator[Tensor]:
+        """Iterate over constrained values."""
+        for name in self._params:
+            yield self[name]
+
+    def __bool__(self) -> bool:
+        return bool(self._params)
+
+    def __len__(self) -> int:
+        return len(self._params)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._params
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._params)
+
+    def __delitem__(self, name: str) -> None:
+        """Remove a parameter from the working set; its history stays.
+
+        Raises:
+            ParamNotFoundError: no such parameter.
+        """
+        with self._session.lock:
+            if name not in self._params:
+                raise self._session.missing(name)
+            self._current.remove(name)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The constrained value of a parameter; ``.unconstrained()`` of it is what is trained.
+
+        Raises:
+            ParamNotFoundError: no such parameter.
+            CorruptError: it has to be read, and its stored bytes are missing or altered.
+        """
+        try:
+            trained = _held(self._params, name)
+        except KeyError:
+            raise self._session.missing(name) from None
+        if trained is UNREAD:
+            trained = self._params[name]
+        constraint = self._constraints[name]
+        cached = self._transforms.get(name)
+        if cached is None or cached.constraint is not constraint:
+            cached = self._current.transforms_of(name, constraint)
+        transform = cached.forward
+        if transform is not None:
+            value: Tensor = transform(trained)
+            value.unconstrained = Unconstrained(trained)  # type: ignore[attr-defined]
+            return value
+        reference = trained.__dict__.get("unconstrained")
+        if reference is None or reference() is not trained:
+            trained.unconstrained = Unconstrained(trained)  # type: ignore[attr-defined]
+        return trained
+
+    def __setitem__(self, name: str, new_constrained_value: Tensor) -> None:
+        """Set the constrained value of a parameter; a new one is unconstrained.
+
+        A leaf without constraint is kept as it is and trained in place. To declare a parameter
+        with a constraint use :meth:`setdefault`.
+
+        Raises:
+            InvalidNameError, InvalidValueError: nothing has changed.
+        """
+        self._set(name, new_constrained_value, self._constraints.get(name, constraints.real))
+
+    def setdefault(
+        self,
+        name: str,
+        init_constrained_value: Tensor | Callable[[], Tensor],
+        constraint: Constraint = constraints.real,
+    ) -> Tensor:
+        """The constrained value of a parameter, which is set first if it does not exist.
+
+        A stored parameter that nobody has read yet adopts an ``nn.Parameter`` of its shape and
+        dtype: it is filled with the stored value and trained from then on.
+
+        Args:
+            name: Parameter name.
+            init_constrained_value: Initial value, or a function that makes it when needed.
+            constraint: Constraint of a new parameter.
+
+        Raises:
+            InvalidNameError, InvalidValueError: nothing has changed, nor when the function raises.
+        """
+        if name in self._params:
+            held = _held(self._params, name)
+            offered = init_constrained_value
+            # The type is asked first: isinstance of a Parameter runs Python code.
+            if type(offered) is not Tensor and offered is not held and isinstance(offered, Tensor):
+                self._session.offer(name, held, offered)
+            return self[name]
+        if not isinstance(init_constrained_value, Tensor) and callable(init_constrained_value):
+            init_constrained_value = init_constrained_value()
+        self._set(name, init_constrained_value, constraint)
+        return self[name]
+
+    def get(self, name: str, default: Any = None, constraint: Constraint | None = None) -> Any:
+        """``dict.get``; with a constraint it is :meth:`setdefault`."""
+        if constraint is not None:
+            return self.setdefault(name, default, constraint)
+        return self[name] if name in self._params else default
+
+    def named_parameters(self) -> ItemsView[str, Tensor]:
+        """The ``(name, unconstrained value)`` pairs: what is trained."""
+        return self._params.items()
+
+    def get_all_param_names(self) -> KeysView[str]:
+        """Deprecated, as in Pyro: use :meth:`keys`."""
+        _deprecated("get_all_param_names", "keys()")
+        return self.keys()
+
+    def replace_param(self, param_name: str, new_param: Tensor, old_param: Tensor) -> None:
+        """Deprecated, as in Pyro: use ``store[name] = value``.
+
+        Raises:
+            MismatchError: ``old_param`` is not the current value.
+        """
+        _deprecated("replace_param", "store[name] = value")
+        if param_name not in self._params:
+            raise self._session.missing(param_name)
+        if self._params[param_name] is not old_param.unconstrained():  # type: ignore[attr-defined]
+            raise MismatchError(f"old_param is not the value of {param_name!r}; read it again")
+        self[param_name] = new_param
+
+    def get_param(
+        self,
+        name: str,
+        init_tensor: Tensor | Callable[[], Tensor] | None = None,
+        constraint: Constraint = constraints.real,
+        event_dim: int | None = None,  # noqa: ARG002 - Pyro passes and ignores it
+    ) -> Tensor:
+        """:meth:`setdefault` where an initial value is given; ``pyro.param`` calls this.
+
+        Raises:
+            ParamNotFoundError: it does not exist and no initial value was given.
+        """
+        if init_tensor is None:
+            return self[name]
+        return self.setdefault(name, init_tensor, constraint)
+
+    def match(self, name: str) -> dict[str, Tensor]:
+        """The constrained values of the parameters whose name matches a regular expression.
+
+        Raises:
+            InvalidInputError: not a regular expression.
+        """
+        try:
+            pattern = re.compile(name)
+        except re.error as error:
+            raise InvalidInputError(f"{name!r} is not a regular expression: {error}") from error
+        return {found: self[found] for found in self._params if pattern.match(found)}
+
+    def param_name(self, p: Tensor) -> str | None:
+        """The name of an unconstrained value; None if it is not in the working set."""
+        name = self._param_to_name.get(p)
+        return self._current.name_of(p) if name is None else name
+
+    def get_state(self) -> dict[str, Any]:
+        """The working set as ``{"params": …, "constraints": …}``; tensors are not copied."""
+        return {"params": dict(self._params.items()), "constraints": dict(self._constraints)}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Merge a state from :meth:`get_state` into the working set.
+
+        Raises:
+            InvalidInputError: not such a state; nothing has changed.
+        """
+        params, specs = values.check_state(state)
+        with self._session.lock:
+            for name, tensor in params.items():
+                self._current.put(name, tensor, self._constraints.get(name, constraints.real))
+            self._constraints.update(specs)
+
+    def save(self, filename: str | os.PathLike[str]) -> None:
+        """Save the parameters to one safetensors file: unconstrained values and constraint specs.
+
+        Raises:
+            StorageError: the file cannot be written; what was there before is untouched.
+        """
+        with self._session.lock:
+            items = [(name, t, self._constraints[name]) for name, t in self._params.items()]
+            archive.save_file(filename, items)
+
+    def load(self, filename: str | os.PathLike[str], map_location: MapLocation = None) -> None:
+        """Merge the parameters of a file written by :meth:`save`, or by stock Pyro's.
+
+        Runs no code from the file.
+
+        Raises:
+            UnsupportedFileError: something else; the message names it. Nothing has changed.
+        """
+        loaded = archive.load_file(filename, map_location)
+        params = {name: values.trainable(tensor) for name, tensor, _ in loaded}
+        self.set_state({"params": params, "constraints": {name: c for name, _, c in loaded}})
+
+    # ------------------------------------------------------------------ modules and objects
+
+    def module(self, name: str, nn_module: nn.Module, *, strict: bool = True) -> nn.Module:
+        """Bind a module: its parameters and persistent buffers become the store's, in place.
+
+        Frozen parameters too; all are named ``name$$$path``. Values that the store holds are
+        copied into the module's own tensors.
+
+        Returns:
+            ``nn_module``.
+
+        Raises:
+            MismatchError: shapes, dtypes or, when ``strict``, names differ from what the store
+                holds. Nothing has changed.
+        """
+        self._session.bind(name, nn_module, strict=strict)
+        return nn_module
+
+    def attach(self, *, rng: bool | None = None, **objects: object) -> None:
+        """Let every commit store the state of live objects, and resume and restore put it back.
+
+        Args:
+            rng: Whether the state of the random generators (Python's, NumPy's, torch's, CUDA's)
+                is among it.
+            **objects: Anything with ``state_dict`` and ``load_state_dict``, and what an
+                integration knows.
+
+        Raises:
+            InvalidInputError: an object without a state.
+        """
+        check_attachable(objects)
+        with self._session.lock:
+            self._current.attached.update(objects)
+            if rng is not None:
+                self._current.rng = rng
+
+    # ------------------------------------------------------------------ commit
+
+    def commit(
+        self,
+        *,
+        step: int | None = None,
+        message: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Iterable[str] = (),
+        extras: Mapping[str, object] | None = None,
+        on_conflict: str = "raise",
+    ) -> Snapshot:
+        """Write a snapshot of the working set, its modules and attached objects.
+
+        When it returns, the snapshot survives a power cut. Only what changed is written.
+
+        Args:
+            step: Training step.
+            message: Text for people.
+            metrics: Named numbers.
+            tags: Names for this snapshot; a tag that points elsewhere moves here.
+            extras: Plain values by name: numbers, text, containers, tensors, arrays.
+            on_conflict: ``"append"`` commits although another writer moved the scope's head.
+
+        Raises:
+            ConflictError: another writer committed to the scope; nothing was written.
+            UnsupportedExtraError, UnsupportedTensorError, InvalidNameError: as the message says;
+                nothing was written.
+            ReadOnlyError, StoreClosedError, ScopeError: this store cannot commit (now).
+            StoreBusyError, StorageError: the database could not be written; try again.
+        """
+        request = Request.checked(
+            step=step,
+            message=message,
+            metrics=metrics or {},
+            tags=tags,
+            extras=extras or {},
+            on_conflict=on_conflict,
+        )
+        return self._session.commit(request)
+
+    def changed(self) -> tuple[str, ...]:
+        """The names that differ from the snapshot this working set continues; writes nothing."""
+        return tuple(self._session.changed())
+
+    @property
+    def last(self) -> Snapshot | None:
+        """The newest snapshot of the current scope that this store has seen."""
+        return self._current.head
+
+    # ------------------------------------------------------------------ looking back
+
+    @property
+    def latest(self) -> Snapshot | None:
+        """The newest snapshot of the current scope in the database now."""
+        head = self._session.repository.head(self._session.scope_name())
+        return None if head is None else self._session.with_extras(head)
+
+    def best(self, metric: str, mode: str = "max") -> Snapshot:
+        """The snapshot of the current scope with the largest (``"min"``: smallest) metric.
+
+        Raises:
+            SnapshotNotFoundError: no snapshot has that metric.
+        """
+        session = self._session
+        return session.with_extras(session.repository.best(session.scope_name(), metric, mode))
+
+    def log(self, scope: str | None = None, *, limit: int | None = None) -> Log:
+        """The snapshots of a scope (default: the current one), newest first.
+
+        Raises:
+            ScopeNotFoundError: no such scope.
+        """
+        repository, current = self._session.repository, self._session.scope_name()
+        if scope in (None, current) and not repository.head_version(current):
+            return Log(())
+        return Log(map(self._session.with_extras, repository.log(scope or current, limit)))
+
+    def history(self, name: str, *, scope: str | None = None, limit: int | None = None) -> History:
+        """The versions of one parameter in a scope, oldest first; ``limit`` keeps the newest.
+
+        Raises:
+            ParamNotFoundError: no snapshot of the scope has such a parameter.
+        """
+        session = self._session
+        return History(session.repository.history(scope or session.scope_name(), name, limit))
+
+    def at(self, reference: Reference) -> SnapshotView:
+        """Look at one snapshot; a tensor is read when it is asked for.
+
+        Raises:
+            NotFoundError, InvalidReferenceError: no such snapshot.
+            CorruptError: its catalogue has been altered.
+        """
+        session = self._session
+        manifest = session.repository.manifest(session.resolve(reference))
+        snapshot = session.with_extras(manifest.snapshot)
+        return SnapshotView(session.backend.reader, manifest, snapshot)
+
+    def diff(self, before: Reference, after: Reference) -> Diff:
+        """What was added, removed and changed between two snapshots, and by how much.
+
+        Raises:
+            NotFoundError, InvalidReferenceError: no such snapshot.
+            CorruptError: a value that has to be read is missing or altered.
+        """
+        return outside_modes(compare, self.at(before), self.at(after))
+
+    def scopes(self) -> list[ScopeInfo]:
+        """The scopes that have snapshots."""
+        return self._session.repository.scopes()
+
+    def tag(self, name: str, reference: Reference | None = None, *, move: bool = False) -> None:
+        """Name a snapshot (default: the newest of the current scope).
+
+        Raises:
+            InvalidNameError: not a tag's name, or, without ``move``, one that is taken.
+        """
+        repository = self._session.writable()
+        target = self._session.scope_name() if reference is None else reference
+        repository.tag(self._session.resolve(target), name, move=move)
+
+    def untag(self, name: str, *, scope: str | None = None) -> None:
+        """Remove a tag of a scope (default: the current one); the snapshot stays.
+
+        Raises:
+            TagNotFoundError: no such tag.
+        """
+        self._session.writable().untag(scope or self._session.scope_name(), name)
+
+    # ------------------------------------------------------------------ going back
+
+    def restore(
+        self,
+        reference: Reference,
+        *,
+        include: Names = None,
+        exclude: Names = None,
+        strict: bool = True,
+        verify: bool = True,
+    ) -> Snapshot:
+        """Bring the working set, its modules and attached objects back to a snapshot.
+
+        Tensors of the same shape, dtype and constraint are filled in place and lose their
+        gradient; others are replaced; names that the snapshot lacks are removed. With a filter
+        only the parameters that pass it are touched, and no attached object. The next commit is
+        a new version whose parent is this snapshot.
+
+        Args:
+            reference: The snapshot; of any scope.
+            include: Names or shell patterns (``"net$$$*"``) to restore; default: all.
+            exclude: Names or patterns to leave alone.
+            strict: Refuse a snapshot that lacks a tensor of a bound module, or the state of
+                something attached.
+            verify: Compare every stored byte with its digest before anything is changed.
+
+        Raises:
+            NotFoundError, InvalidReferenceError: no such snapshot.
+            MismatchError: it does not fit what is bound or attached; nothing has been changed.
+            CorruptError: stored bytes are missing or altered; nothing has been changed.
+            RestoreInterruptedError: they vanished while live tensors were being filled.
+        """
+        return self._session.restore(reference, include, exclude, strict=strict, verify=verify)
+
+    def resume(self, *, strict: bool = True) -> Snapshot | None:
+        """Bring everything to the newest snapshot of the current scope; generators last.
+
+        Returns:
+            That snapshot; None, and nothing done, where there is none.
+
+        Raises:
+            MismatchError: it does not fit what is bound or, when ``strict``, the snapshot and
+                what is attached do not match in both directions. Nothing has been changed.
+            CorruptError: stored bytes are missing or altered; nothing has been changed.
+        """
+        return self._session.resume(strict=strict)
+
+    def fork(self, name: str) -> None:
+        """Let this working set continue in a new scope; its first commit there keeps the parent.
+
+        Raises:
+            ScopeError: the scope exists.
+        """
+        self._session.fork(name)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a parameter of the current scope another name, its history included.
+
+        Raises:
+            ParamNotFoundError: no such parameter.
+            InvalidNameError: ``new`` is taken, or no name.
+            UsageError: the parameter belongs to a bound module, which would name it back.
+        """
+        self._session.rename(old, new)
+
+    # ------------------------------------------------------------------ scopes
+
+    @contextmanager
+    def scope(
+        self, state: StateDict | Mapping[str, Any] | str | None = None, *, commit: bool = True
+    ) -> Iterator[StateDict]:
+        """Work in another scope; the outer working set comes back, the same objects, on leaving.
+
+        A name enters the scope of that name: its latest snapshot the first time, the same tensors
+        later. Without a name, on a database, the scope names itself. What was yielded enters that
+        scope again; a plain state is entered in memory, as in Pyro, and so is everything unnamed
+        on a store without a database.
+
+        Args:
+            state: A name, or a state.
+            commit: Whether leaving commits what changed; an exception never does.
+
+        Yields:
+            The state of the scope.
+
+        Raises:
+            ScopeError: the scope is active, or another thread is inside one.
+        """
+        session = self._session
+        named = session.to_enter(state)
+        inner, outer = named or _plain(state), self._current
+        session.scopes.enter(inner)
+        self._use(inner)
+        try:
+            if named is not None:
+                yield named.state
+                if commit:
+                    session.commit_changes()
+            else:
+                plain: Any = {"params": {}, "constraints": {}} if state is None else state
+                yield plain
+                plain.update(self.get_state())
+        finally:
+            session.scopes.leave()
+            self._use(outer)
+
+    # ------------------------------------------------------------------ life
+
+    def load_all(self) -> None:
+        """Read every parameter that has not been read yet."""
+        self._current.params.load()
+
+    def close(self) -> None:
+        """Release the database; what is in memory stays usable. Does not commit."""
+        self._session.close()
+
+    def __enter__(self) -> ParamStoreDict:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        version = self.last.version if self.last else 0
+        return (
+            f"<ParamStoreDict {self._session.where()}: {len(self)} parameters, "
+            f"scope {self._current.scope!r} at version {version}>"
+        )
+
+    # ------------------------------------------------------------------ inside
+
+    def _use(self, working_set: WorkingSet) -> None:
+        """Show a working set; Pyro reaches into the first three tables by name."""
+        self._current = working_set
+        self._params = working_set.params
+        self._param_to_name = working_set.names
+        self._constraints = working_set.constraints
+        self._transforms = working_set.transforms
+
+    def _set(self, name: str, value: Tensor, constraint: Constraint) -> None:
+        inverse = self._current.transforms_of(name, constraint).inverse
+        tensor = values.to_trained(name, value, constraint, inverse, validate=self._validate)
+        with self._session.lock:
+            self._current.put(name, tensor, constraint)
+
+
+def _plain(state: Any) -> WorkingSet:
+    """The working set of a state that lives in memory only."""
+    ws = WorkingSet(None)
+    if state is not None:
+        params, specs = values.check_state(state)
+        for name, tensor in params.items():
+            ws.put(name, tensor, specs.get(name, constraints.real))
+    return ws
+
+
+def _deprecated(method: str, instead: str) -> None:
+    message = f"{method}() is deprecated; use {instead} instead"
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
