@@ -33,6 +33,7 @@ from torch.distributions.constraints import Constraint
 
 from paramstore import pickles
 from paramstore.constraints import from_spec, to_spec
+from paramstore.db.engine import is_open_here
 from paramstore.errors import CorruptError, ParamStoreError, StorageError, UnsupportedFileError
 from paramstore.header import DTYPES, parse_header
 from paramstore.modes import outside_modes
@@ -45,6 +46,7 @@ Item = tuple[str, Tensor, Constraint]
 _VERSION = 1
 _METADATA = "__metadata__"
 _MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
+_SQLITE = b"SQLite format 3\0"
 _WIDEST = 8  # bytes of the widest element, and the alignment of the data
 
 
@@ -64,8 +66,14 @@ def save_file(path: str | os.PathLike[str], items: Iterable[Item]) -> None:
     Raises:
         UnsupportedTensorError: a tensor without a stored form.
         UnknownConstraintError: a constraint without a spec.
+        UnsupportedFileError: the file is an SQLite database, a store perhaps.
         StorageError: the file cannot be written.
     """
+    if _is_database(path):
+        raise UnsupportedFileError(
+            f"{os.fspath(path)!r} is an SQLite database and is not overwritten; save to another "
+            f"file, or commit() into a store"
+        )
     plan = _Plan()
     for name, tensor, constraint in items:
         plan.add(name, tensor, constraint)
@@ -73,6 +81,16 @@ def save_file(path: str | os.PathLike[str], items: Iterable[Item]) -> None:
         file.write(plan.header())
         for name, tensor in plan.in_file_order():
             file.write(encode(tensor, name=name).data)
+
+
+def _is_database(path: str | os.PathLike[str]) -> bool:
+    if is_open_here(path):
+        return True
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(len(_SQLITE)) == _SQLITE
+    except OSError:  # nothing there, as a rule; what else it is the writing will find
+        return False
 
 
 class _Plan:
@@ -201,6 +219,8 @@ def load_file(path: str | os.PathLike[str], map_location: MapLocation = None) ->
 
 
 def _load(path: str, map_location: MapLocation) -> list[Item]:
+    if is_open_here(path):
+        raise UnsupportedFileError(f"{path!r} is no parameter file: {_kind(_SQLITE)}")
     with _storage_errors(f"cannot read {path!r}"), Path(path).open("rb") as file:
         start = file.read(16)
         file.seek(0)
@@ -214,7 +234,7 @@ def _load(path: str, map_location: MapLocation) -> list[Item]:
 def _kind(start: bytes) -> str:
     if not start:
         return "it is empty"
-    if start.startswith(b"SQLite format 3\0"):
+    if start.startswith(_SQLITE):
         return "it is an SQLite database; a store is opened with paramstore.open(path)"
     return f"it is neither safetensors nor a pickle of torch.save (it begins with {start!r})"
 

@@ -2,9 +2,10 @@
 
 A spec is ``{"kind": "greater_than", "lower_bound": 0.5}``; constraints inside it stand under
 ``base`` and ``parts``. Arguments are JSON values, or tagged objects: ``{"float": "nan"}``,
-``{"tuple": […]}``, ``{"tensor": {"dtype": "F32", "shape": [2], "data": "<base64>"}}``, the latter
-with ``digest`` for ``data`` where the tensor is stored as a blob. This module must never import
-what a text names: kinds are looked up in :mod:`paramstore.kinds`, and nowhere else.
+``{"tuple": […]}``, ``{"size": […]}`` and
+``{"tensor": {"dtype": "F32", "shape": [2], "data": "<base64>"}}``, with ``digest`` in place of
+``data`` where the tensor is stored as a blob. This module must never import what a text names:
+kinds are looked up in :mod:`paramstore.kinds`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from paramstore.kinds import (
     kind_of,
     register_constraint,
 )
+from paramstore.skeletons import float_of, float_text
 from paramstore.transforms import (
     is_elementwise,
     is_identity,
@@ -155,10 +157,12 @@ class _Writer:
             return {"tensor": self._tensor(value, where)}
         if type(value) is list:
             return [self.value(part, where) for part in value]
-        if type(value) in (tuple, torch.Size):
-            return {"tuple": [self.value(part, where) for part in value]}  # type: ignore[attr-defined]
+        if type(value) is tuple:
+            return {"tuple": [self.value(part, where) for part in value]}
+        if type(value) is torch.Size:
+            return {"size": list(value)}
         if type(value) is float and not math.isfinite(value):
-            return {"float": repr(value)}
+            return {"float": float_text(value)}
         if value is None or type(value) in (bool, int, float, str):
             return value
         raise UnknownConstraintError(
@@ -204,8 +208,10 @@ class _Reader:
             return self._tensor(content)
         if tag == "tuple":
             return tuple(map(self.value, content))
-        if tag == "float" and content in ("nan", "inf", "-inf"):
-            return float(content)
+        if tag == "size":
+            return torch.Size(content)
+        if tag == "float":
+            return float_of(content)
         raise ValueError(f"no such tag: {tag}")
 
     def _tensor(self, node: Any) -> Tensor:

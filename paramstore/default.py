@@ -135,6 +135,16 @@ def param(
     return get_param_store().get_param(name, init_tensor, constraint, event_dim)
 
 
-def module(name: str, nn_module: nn.Module, *, strict: bool = True) -> nn.Module:
-    """Bind a module to the module-level store; see :meth:`ParamStoreDict.module`."""
+def module(
+    name: str,
+    nn_module: nn.Module,
+    update_module_params: bool = False,  # noqa: ARG001, FBT001, FBT002  # Pyro's signature
+    *,
+    strict: bool = True,
+) -> nn.Module:
+    """Bind a module to the module-level store; see :meth:`ParamStoreDict.module`.
+
+    Stored values always go into the module's own tensors, with ``update_module_params`` and
+    without it.
+    """
     return get_param_store().module(name, nn_module, strict=strict)

@@ -152,6 +152,11 @@ def kind_named(name: object) -> Kind:
     return _by_name[name]
 
 
+def known_classes() -> tuple[type[Constraint], ...]:
+    """Return the classes that have a stored form: torch's, registered ones, Pyro's once used."""
+    return tuple(_by_class)
+
+
 def register_constraint(cls: type[Constraint], name: str) -> None:
     """Give a constraint class of your own a name in specs, so that it can be stored.
 

@@ -135,7 +135,7 @@ class Params(dict[str, Tensor]):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = None  # type: ignore[assignment]  # as dict
+    __hash__ = None  # as dict
 
     def __repr__(self) -> str:
         return repr(self.copy())

@@ -40,7 +40,7 @@ def outside_modes(fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) 
     thread.start()
     thread.join()
     if failure:
-        raise failure[0]
+        raise failure.pop()  # off the list, so that the traceback holds no cycle
     return result[0]
 
 

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-LONGEST = 1 << 13
-"""Most numbers in a row; OpenBLAS keeps dot products of up to 10,000 on the calling thread."""
-ILL_CONDITIONED = 16.0
-"""Most that the squares may exceed the squares about the mean, for float32 to give six digits."""
+LONGEST = 1 << 12
+"""Most numbers in a row: a float32 dot product that adds up to 128 of them in each lane is right to
+six digits; and OpenBLAS keeps up to 10,000 on the calling thread."""
+ILL_CONDITIONED = 3.0
+"""Where the squares exceed those about the mean by more than this factor, their difference has too
+few digits, and the row needs a shift."""
 
 _ONES = {np.dtype(real): np.ones(LONGEST, real) for real in (np.float32, np.float64)}
 
@@ -41,14 +43,15 @@ def sum_rows(rows: Array, sums: Array, scratch: Array | None) -> None:
     np.maximum.reduce(rows, axis=1, out=sums[4])
 
 
-def shift_for(sums: Array, width: int) -> float:
-    """Give the shift that the first row of some would have needed; 0 where none.
+def shift_for(row: Array) -> float:
+    """Give the shift about which to sum rows like this one; 0 where none is needed.
 
     Without one, float32 sees nothing of 0.01 around 1,000.
     """
-    total, squares = sums[1:3, 0].tolist()
-    far = total * total > (1 - 1 / ILL_CONDITIONED) * squares * width
-    return float(total / width) if far else 0.0
+    total = float(np.vecdot(row, _ONES[row.dtype][: len(row)]))
+    squares = float(np.vecdot(row, row))
+    needed = total * total > (1 - 1 / ILL_CONDITIONED) * squares * len(row)
+    return total / len(row) if needed else 0.0
 
 
 def tabulate(sums: Array, widths: Array | int) -> tuple[Array, Array]:
@@ -77,23 +80,26 @@ def tabulate_odd(rows: Array, together: int) -> Array:
         together: 1, or 2 for complex numbers, whose counts are those of elements. One that is
             not finite counts once, as NaN if either part is.
     """
-    nan, inf = np.isnan(rows), np.isinf(rows)
+    values = rows.astype(np.float64)
+    nan, inf = np.isnan(values), np.isinf(values)
     if together > 1:
         elements = (len(rows), -1, together)
         nan, inf = (np.repeat(odd.reshape(elements).any(2), together, axis=1) for odd in (nan, inf))
         inf &= ~nan
     odd = nan | inf
     nans, infs = np.count_nonzero(nan, axis=1), np.count_nonzero(inf, axis=1)
-    count = rows.shape[1] - nans - infs
-    low = np.where(odd, np.inf, rows).min(1)
-    high = np.where(odd, -np.inf, rows).max(1)
+    count = values.shape[1] - nans - infs
+    np.copyto(values, np.inf, where=odd)
+    low = values.min(1)
+    np.copyto(values, -np.inf, where=odd)
+    high = values.max(1)
     peak, size = _peak(low, high), np.maximum(count, 1)
-    scaled = rows / peak[:, None]
-    scaled[odd] = 0
-    mean = scaled.sum(1) / size
-    scaled -= mean[:, None]
-    scaled[odd] = 0
-    std = np.sqrt(np.vecdot(scaled, scaled) / size)
+    np.copyto(values, 0, where=odd)
+    values /= peak[:, None]
+    mean = values.sum(1) / size
+    values -= mean[:, None]
+    np.copyto(values, 0, where=odd)
+    std = np.sqrt(np.vecdot(values, values) / size)
     return np.stack([count, mean * peak, std * peak, low, high, nans / together, infs / together])
 
 

@@ -15,7 +15,6 @@ from typing import Any, BinaryIO, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from paramstore.constraints import from_spec, to_spec
@@ -25,7 +24,9 @@ from paramstore.errors import (
     UnknownConstraintError,
     UnsupportedFileError,
 )
+from paramstore.kinds import known_classes
 
+_PYRO = "pyro.distributions.constraints"
 _PYRO_KINDS = {
     "_CorrMatrix": "corr_matrix",
     "_Integer": "integer",
@@ -46,24 +47,20 @@ class _StandIn:
     """What a pickled constraint becomes: its attributes, and no method that could run."""
 
     real: ClassVar[type[Constraint]] = Constraint
-    """The class of torch that it stands for."""
+    """The class that it stands for: torch's, or one that was registered."""
     kind: ClassVar[str] = ""
     """Or the kind of a constraint of Pyro, which may not be installed."""
 
 
 def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     found: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
-    for name, cls in vars(constraints).items():
-        wanted = isinstance(cls, type) and issubclass(cls, Constraint)
-        if wanted and not issubclass(cls, property) and name == cls.__name__:
-            found.append((type(name, (_StandIn,), {"real": cls}), f"{cls.__module__}.{name}"))
+    for cls in known_classes():
+        if cls.__module__ != _PYRO:
+            stand_in = type(cls.__name__, (_StandIn,), {"real": cls})
+            found.append((stand_in, f"{cls.__module__}.{cls.__qualname__}"))
     for name, kind in _PYRO_KINDS.items():
-        stand_in = type(name, (_StandIn,), {"kind": kind})
-        found.append((stand_in, f"pyro.distributions.constraints.{name}"))
+        found.append((type(name, (_StandIn,), {"kind": kind}), f"{_PYRO}.{name}"))
     return found
-
-
-_STAND_INS = _stand_ins()
 
 
 def load_pyro(path: str, file: BinaryIO, map_location: Any) -> list[tuple[str, Tensor, Constraint]]:
@@ -94,7 +91,7 @@ def load_pyro(path: str, file: BinaryIO, map_location: Any) -> list[tuple[str, T
 
 def _unpickle(path: str, file: BinaryIO, map_location: Any) -> object:
     try:
-        with _LOCK, torch.serialization.safe_globals(_STAND_INS):
+        with _LOCK, torch.serialization.safe_globals(_stand_ins()):
             return torch.load(file, map_location, weights_only=True)
     except UnpicklingError as error:
         refused = _GLOBAL.search(str(error))

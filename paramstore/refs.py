@@ -102,17 +102,17 @@ def check_tag_name(name: str) -> str:
     return name
 
 
-def check_param_name(name: str) -> str:
-    """Return ``name`` if it can name a parameter.
+def check_param_name(name: str, what: str = "parameter") -> str:
+    """Return ``name`` if it can name a parameter, or something else that errors call ``what``.
 
     Raises:
         InvalidNameError: not text, empty, or with NUL or a lone surrogate.
     """
     if not isinstance(name, str):
-        raise InvalidNameError(f"a parameter name is text, got {type(name).__name__}: {name!r}")
+        raise InvalidNameError(f"a {what} name is text, got {type(name).__name__}: {name!r}")
     if not name or "\0" in name or not is_encodable(name):
         raise InvalidNameError(
-            f"{name!r} cannot name a parameter: a name is not empty and has no NUL character "
+            f"{name!r} cannot name a {what}: a name is not empty and has no NUL character "
             f"and no lone surrogate"
         )
     return name

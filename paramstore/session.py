@@ -6,14 +6,15 @@ Keeps one current working set and the lock; never does arithmetic on tensors and
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from paramstore import binding
+from paramstore import binding, values
 from paramstore.attached import RNG, applied, apply_generators, check_states
 from paramstore.db.engine import Database
 from paramstore.db.repository import Repository
@@ -31,7 +32,7 @@ from paramstore.reader import MapLocation, Reader
 from paramstore.refs import check_param_name, check_scope_name, parse_ref, suggest
 from paramstore.restore import Names, begin, continue_from, restore
 from paramstore.scope import Scopes, own_name
-from paramstore.snapshot import Snapshot
+from paramstore.snapshot import Log, Snapshot
 from paramstore.working_set import StateDict, WorkingSet
 from paramstore.writer import Request, Writer
 
@@ -159,6 +160,13 @@ class Session:
     def with_extras(self, snapshot: Snapshot) -> Snapshot:
         """The same snapshot, whose extras are read when they are looked at."""
         return replace(snapshot, extras=self.backend.reader.lazy_extras(snapshot))
+
+    def log(self, scope: str | None, limit: int | None) -> Log:
+        """The snapshots of a scope, newest first; none yet is no error for the current one."""
+        current = self.scope_name()
+        if scope in (None, current) and not self.repository.head_version(current):
+            return Log(())
+        return Log(map(self.with_extras, self.repository.log(scope or current, limit)))
 
     # -- first reads ---------------------------------------------------------------
 
@@ -326,7 +334,29 @@ class Session:
                 repository.rename(self.scope_name(), old, new)
             ws.rename(old, new)
 
-    def to_enter(self, state: object) -> WorkingSet | None:
+    @contextmanager
+    def scope(
+        self, state: Any, *, commit: bool, show: Callable[[WorkingSet], None]
+    ) -> Iterator[StateDict]:
+        """Enter the scope that ``state`` means; ``show`` is told what is current, both ways."""
+        named = self._to_enter(state)
+        inner, outer = named or values.plain_working_set(state), self.current
+        self.scopes.enter(inner)
+        show(inner)
+        try:
+            if named is not None:
+                yield named.state
+                if commit:
+                    self.commit_changes()
+            else:
+                plain: Any = {"params": {}, "constraints": {}} if state is None else state
+                yield plain
+                plain.update(params=inner.params.copy(), constraints=dict(inner.constraints))
+        finally:
+            self.scopes.leave()
+            show(outer)
+
+    def _to_enter(self, state: object) -> WorkingSet | None:
         """The working set of the scope that ``scope(state)`` means; None for a plain state.
 
         Raises:

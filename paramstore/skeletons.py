@@ -29,7 +29,6 @@ _MALFORMED: Final = (
     RuntimeError,  # RecursionError, and what torch raises
     TypeError,
     ValueError,
-    struct.error,
 )
 
 
@@ -122,7 +121,7 @@ class _Decoder:
 
 _READERS: Final[dict[str, Callable[[_Decoder, Any], Any]]] = {
     "$int": lambda _, content: int(content, 16),
-    "$float": lambda _, content: _float_of(content),
+    "$float": lambda _, content: float_of(content),
     "$complex": _Decoder.complex,
     "$bytes": lambda decoder, content: bytes(decoder.data(content)),
     "$tuple": _Decoder.tuple,
@@ -151,14 +150,20 @@ def float_text(value: float) -> str:
     return repr(value) if bits in _PLAIN_BITS else f"nan:{bits}"
 
 
-def _float_of(text: str) -> float:
+def float_of(text: str) -> float:
+    """Return the float of that text.
+
+    Raises:
+        ValueError: a text that :func:`float_text` does not give.
+    """
     if text in ("nan", "inf", "-inf"):
         return float(text)
-    prefix, bits = text.split(":")
-    (value,) = struct.unpack(">d", bytes.fromhex(bits))
-    if prefix != "nan" or not math.isnan(value):
-        raise ValueError("not a NaN")
-    return float(value)
+    prefix, _, bits = text.partition(":")
+    data = bytes.fromhex(bits)
+    if prefix != "nan" or len(data) != 8 or not math.isnan(struct.unpack(">d", data)[0]):
+        raise ValueError("neither a NaN nor an infinity")
+    value: float = struct.unpack(">d", data)[0]
+    return value
 
 
 _PLAIN_BITS: Final = {struct.pack(">d", float(text)).hex() for text in ("nan", "inf", "-inf")}

@@ -119,37 +119,37 @@ class ParamVersion:
     @property
     def norm(self) -> float | None:
         """Euclidean norm of the finite elements."""
-        return self.statistics and self.statistics.norm
+        return self.statistics.norm if self.statistics else None
 
     @property
     def mean(self) -> float | None:
         """Mean of the finite elements."""
-        return self.statistics and self.statistics.mean
+        return self.statistics.mean if self.statistics else None
 
     @property
     def std(self) -> float | None:
         """Population standard deviation of the finite elements."""
-        return self.statistics and self.statistics.std
+        return self.statistics.std if self.statistics else None
 
     @property
     def min(self) -> float | None:
         """Smallest finite element."""
-        return self.statistics and self.statistics.min
+        return self.statistics.min if self.statistics else None
 
     @property
     def max(self) -> float | None:
         """Largest finite element."""
-        return self.statistics and self.statistics.max
+        return self.statistics.max if self.statistics else None
 
     @property
     def nan_count(self) -> int | None:
         """How many elements are NaN."""
-        return self.statistics and self.statistics.nan_count
+        return self.statistics.nan_count if self.statistics else None
 
     @property
     def inf_count(self) -> int | None:
         """How many elements are infinite."""
-        return self.statistics and self.statistics.inf_count
+        return self.statistics.inf_count if self.statistics else None
 
     @property
     def value(self) -> float | int | bool | complex | None:

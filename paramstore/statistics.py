@@ -33,6 +33,7 @@ BLOCK = 1 << 16
 """Numbers per call: a block and its scratch, 512 KiB in float32, stay in the cache."""
 WHOLE = 1 << 16
 """Most elements of a tensor that a transform which is not element-wise is applied to."""
+
 _Item = tuple[Tensor, Transform | None]
 _Take = Callable[[int, int], Tensor | Array]
 
@@ -254,17 +255,17 @@ class _Source:
     def sum(self, sums: Array) -> None:
         """Fill in the sums of all rows.
 
-        Where the first row lies so far from zero that it needs a shift, the next blocks get it;
-        else a pass over each is saved. Rows for which this is wrong are left to ``repair``.
+        The rows of one tensor get the shift that the first of them needs; where that is none, as
+        with most weights, a pass is saved. Rows for which it is wrong are left to ``repair``.
         """
         shift = 0.0
         for start, stop in self.blocks():
+            rows = self.load(start, stop)
+            if start == 0 and self.owners[0] == self.owners[-1]:
+                shift = moments.shift_for(rows[0])
             out = sums[:, start:stop]
             out[0] = shift
-            rows = self.load(start, stop)
             moments.sum_rows(rows, out, self._scratch(rows) if shift else None)
-            if not start:
-                shift = moments.shift_for(out, self.width)
 
     def repair(self, table: Array, odd: Array) -> None:
         """Compute odd rows again: about the mean found, and those still odd in float64."""
@@ -276,8 +277,9 @@ class _Source:
                 sums[0] = table[1, start + which]
                 moments.sum_rows(rows, sums, self._scratch(rows))
                 columns, still_odd = moments.tabulate(sums, self.width)
-                together = 2 if self.paired else 1
-                columns[:, still_odd] = moments.tabulate_odd(rows[still_odd], together)
+                if still_odd.any():
+                    together = 2 if self.paired else 1
+                    columns[:, still_odd] = moments.tabulate_odd(rows[still_odd], together)
                 table[:, start + which] = columns
 
     def _scratch(self, rows: Array) -> Array:

@@ -10,7 +10,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -158,7 +158,8 @@ class ParamStoreDict:
             value.unconstrained = Unconstrained(trained)  # type: ignore[attr-defined]
             return value
         reference = trained.__dict__.get("unconstrained")
-        if reference is None or reference() is not trained:
+        # After a pickle or a deep copy it is an empty dictionary.
+        if type(reference) is not Unconstrained or reference() is not trained:
             trained.unconstrained = Unconstrained(trained)  # type: ignore[attr-defined]
         return trained
 
@@ -306,13 +307,10 @@ class ParamStoreDict:
     # ------------------------------------------------------------------ modules and objects
 
     def module(self, name: str, nn_module: nn.Module, *, strict: bool = True) -> nn.Module:
-        """Bind a module: its parameters and persistent buffers become the store's, in place.
+        """Bind a module, and return it: its parameters and persistent buffers become the store's.
 
         Frozen parameters too; all are named ``name$$$path``. Values that the store holds are
         copied into the module's own tensors.
-
-        Returns:
-            ``nn_module``.
 
         Raises:
             MismatchError: shapes, dtypes or, when ``strict``, names differ from what the store
@@ -412,10 +410,7 @@ class ParamStoreDict:
         Raises:
             ScopeNotFoundError: no such scope.
         """
-        repository, current = self._session.repository, self._session.scope_name()
-        if scope in (None, current) and not repository.head_version(current):
-            return Log(())
-        return Log(map(self._session.with_extras, repository.log(scope or current, limit)))
+        return self._session.log(scope, limit)
 
     def history(self, name: str, *, scope: str | None = None, limit: int | None = None) -> History:
         """The versions of one parameter in a scope, oldest first; ``limit`` keeps the newest.
@@ -536,11 +531,10 @@ class ParamStoreDict:
 
     # ------------------------------------------------------------------ scopes
 
-    @contextmanager
     def scope(
-        self, state: StateDict | Mapping[str, Any] | str | None = None, *, commit: bool = True
-    ) -> Iterator[StateDict]:
-        """Work in another scope; the outer working set comes back, the same objects, on leaving.
+        self, state: Mapping[str, Any] | str | None = None, *, commit: bool = True
+    ) -> AbstractContextManager[StateDict]:
+        """Enter another scope and yield its state; on leaving, the outer one is back, unchanged.
 
         A name enters the scope of that name: its latest snapshot the first time, the same tensors
         later. Without a name, on a database, the scope names itself. What was yielded enters that
@@ -551,29 +545,10 @@ class ParamStoreDict:
             state: A name, or a state.
             commit: Whether leaving commits what changed; an exception never does.
 
-        Yields:
-            The state of the scope.
-
         Raises:
             ScopeError: the scope is active, or another thread is inside one.
         """
-        session = self._session
-        named = session.to_enter(state)
-        inner, outer = named or _plain(state), self._current
-        session.scopes.enter(inner)
-        self._use(inner)
-        try:
-            if named is not None:
-                yield named.state
-                if commit:
-                    session.commit_changes()
-            else:
-                plain: Any = {"params": {}, "constraints": {}} if state is None else state
-                yield plain
-                plain.update(self.get_state())
-        finally:
-            session.scopes.leave()
-            self._use(outer)
+        return self._session.scope(state, commit=commit, show=self._use)
 
     # ------------------------------------------------------------------ life
 
@@ -618,16 +593,6 @@ class ParamStoreDict:
         tensor = values.to_trained(name, value, constraint, inverse, validate=self._validate)
         with self._session.lock:
             self._current.put(name, tensor, constraint)
-
-
-def _plain(state: Any) -> WorkingSet:
-    """The working set of a state that lives in memory only."""
-    ws = WorkingSet(None)
-    if state is not None:
-        params, specs = values.check_state(state)
-        for name, tensor in params.items():
-            ws.put(name, tensor, specs.get(name, constraints.real))
-    return ws
 
 
 def _deprecated(method: str, instead: str) -> None:

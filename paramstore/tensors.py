@@ -274,8 +274,17 @@ class Filler:
         end = self._filled + len(data)
         if end > len(self._view):
             raise CorruptError(f"a stored tensor has at least {end} bytes, not {len(self._view)}")
-        self._view[self._filled : end] = data
+        self._copy(data, chunk)
         self._filled = end
+
+    def _copy(self, data: memoryview, chunk: bytes | memoryview) -> None:
+        if isinstance(chunk, bytes) and data:
+            # memmove lets other threads run, which the assignment to a memoryview does not.
+            source = ctypes.cast(ctypes.c_char_p(chunk), ctypes.c_void_p).value or 0
+            to = self._buffer.data_ptr() + self._filled
+            ctypes.memmove(to, source + len(chunk) - len(data), len(data))
+        else:
+            self._view[self._filled : self._filled + len(data)] = data
 
     def close(self) -> None:
         """Finish; only now is a strided tensor or one on another device filled.

@@ -30,6 +30,19 @@ _ELEMENTWISE_NAMES = {(t.__module__, t.__name__) for t in _ELEMENTWISE} | {
 }
 
 
+# What torch raises for bounds, shapes and dtypes that do not fit together; LinAlgError, of a matrix
+# that is not positive definite, is a RuntimeError.
+_UNFIT = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    IndexError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
 def is_identity(constraint: Constraint) -> bool:
     """Tell whether the constrained and the unconstrained value are the same."""
     while type(constraint) is constraints.independent:
@@ -52,7 +65,7 @@ def transform_of(constraint: Constraint) -> Transform:
             f"numbers, it is a spec only. Give it one with "
             f"torch.distributions.transform_to.register({type(constraint).__name__}, …)"
         ) from error
-    except (TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
+    except _UNFIT as error:
         raise InvalidValueError(
             f"the arguments of {shown(constraint)} do not fit together: {error}"
         ) from error
@@ -114,8 +127,7 @@ def unconstrain(
                 return unconstrained
             if _survives(value, unconstrained, inverse.inv(unconstrained)):
                 return unconstrained
-        except (ValueError, RuntimeError, IndexError, AssertionError, NotImplementedError) as error:
-            # LinAlgError of a matrix that is not positive definite is a RuntimeError.
+        except _UNFIT as error:
             raise InvalidValueError(
                 f"{name!r}, of shape {tuple(value.shape)} and dtype {value.dtype}, cannot have "
                 f"the constraint {shown(constraint)}: {error}"

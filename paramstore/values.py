@@ -16,6 +16,7 @@ from torch.distributions.constraints import Constraint
 from paramstore.constraints import unconstrain
 from paramstore.errors import InvalidInputError, InvalidValueError
 from paramstore.refs import check_param_name
+from paramstore.working_set import WorkingSet
 
 if TYPE_CHECKING:
     from torch.distributions.transforms import Transform
@@ -97,6 +98,20 @@ def check_state(state: Any) -> tuple[dict[str, Tensor], dict[str, Constraint]]:
         for name, constraint in state["constraints"].items()
     }
     return dict(state["params"]), specs
+
+
+def plain_working_set(state: Any) -> WorkingSet:
+    """Make the working set of a state that lives in memory only; None is an empty one.
+
+    Raises:
+        InvalidInputError: not a state.
+    """
+    ws = WorkingSet(None)
+    if state is not None:
+        params, specs = check_state(state)
+        for name, tensor in params.items():
+            ws.put(name, tensor, specs.get(name, constraints.real))
+    return ws
 
 
 def _check(name: str, value: object) -> None:

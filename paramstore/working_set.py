@@ -197,7 +197,10 @@ class WorkingSet:
             return cached
         if isinstance(constraint, UnknownKind):
             raise constraint.error
-        forward = None if is_identity(constraint) else transform_of(constraint)
+        try:
+            forward = None if is_identity(constraint) else transform_of(constraint)
+        except UnknownConstraintError as error:
+            raise UnknownConstraintError(f"{name!r}: {error}") from error
         made = Transforms(constraint, forward, forward and forward.inv)
         if is_static(constraint):
             self.transforms[name] = made

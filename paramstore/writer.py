@@ -70,8 +70,9 @@ class Request:
             raise InvalidInputError(f"on_conflict is 'raise' or 'append', got {on_conflict!r}")
         if isinstance(tags, str):
             raise InvalidInputError(f"tags is a list of names; write tags=[{tags!r}]")
-        for name in (*metrics, *extras):
-            check_param_name(name)
+        for what, names in (("metric", metrics), ("extra", extras)):
+            for name in names:
+                check_param_name(name, what)
         return cls(
             step=None if step is None else _integer("step", step),
             message=None if message is None else _text("message", message),
@@ -401,8 +402,9 @@ def _copied(batch: list[_Job]) -> int:
 
 
 def _is_large(task: _Snapshotting) -> bool:
-    total = sum(item.tensor.nbytes for item in task.live.values())
-    return total + sum(tensor.nbytes for tensor in task.encoder.tensors) > BATCH_BYTES
+    # Not nbytes: a sparse tensor has none, and has yet to be refused by name.
+    every = [*(item.tensor for item in task.live.values()), *task.encoder.tensors]
+    return sum(tensor.numel() * tensor.element_size() for tensor in every) > BATCH_BYTES
 
 
 def _batched(jobs: Iterable[_Job]) -> Iterator[list[_Job]]:

@@ -9,10 +9,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import chain
 from json import loads
-from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import BindParameter, Connection, bindparam, literal_column, select
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    LargeBinary,
+    bindparam,
+    cast,
+    literal_column,
+    select,
+)
 
 from paramstore.db.bulk import VARIABLES, batched, insert, next_ids, select_in
 from paramstore.db.engine import Database
@@ -23,6 +30,8 @@ CHUNK: Final = 1 << 20
 """Bytes of a tensor in one row; the first row has its header besides."""
 BUFFER: Final = 8 << 20
 """Bytes bound to, or fetched by, one statement; one chunk more at most."""
+_ALONE_FROM: Final = 1 << 16
+"""Bytes from which a chunk is read by itself, without the copies of a query."""
 _COPIED: Final = 4096
 """Bytes up to which a copy that the driver binds faster is cheaper than none."""
 _SEQS: Final = 1 << CHUNK_BITS
@@ -34,7 +43,8 @@ _BY_DIGEST = select(blobs.c.digest, blobs.c.id).where(
 )
 _DIGESTS = select(blobs.c.id, blobs.c.digest).where(blobs.c.id.in_(_values))
 _SIZES = select(blobs.c.id, blobs.c.nbytes).where(blobs.c.id.in_(_values))
-_CHUNKS = select(chunks.c.id, chunks.c.data).where(chunks.c.id.in_(_values))
+# The cast costs nothing: a damaged row may hold text or a number, which then has a wrong digest.
+_CHUNKS = select(chunks.c.id, cast(chunks.c.data, LargeBinary)).where(chunks.c.id.in_(_values))
 
 
 def put(connection: Connection, new: Iterable[NewBlob]) -> dict[bytes, tuple[int, int]]:
@@ -84,32 +94,42 @@ def digests(connection: Connection, ids: Iterable[int]) -> dict[int, bytes]:
 def read(
     database: Database, ids: Iterable[int] | Mapping[int, int]
 ) -> Iterator[tuple[int, int, bytes]]:
-    """Yield row, place and bytes of every chunk: by ascending row and place, a few MiB at a time.
+    """Yield row, place and bytes of every chunk: of one blob after the other, in order of place.
 
-    A blob that does not exist yields nothing.
+    Many small blobs come in one query, a few MiB at a time; of a large one each chunk by itself. A
+    blob that does not exist yields nothing.
 
     Args:
         database: where the blobs are.
         ids: rows of blobs; with their lengths where known, which saves a query.
     """
-    for batch in _chunk_ids(database, ids):
-        rows = database.fetch(_CHUNKS, {"values": batch})
-        # Sorted here: an ORDER BY may make SQLite copy the bytes into a sorter.
-        for row_id, data in sorted(rows, key=itemgetter(0)):
-            yield row_id >> CHUNK_BITS, row_id & (_SEQS - 1), data
+    lengths = dict(_lengths(database, ids))
+    small = {row_id: length for row_id, length in lengths.items() if length < _ALONE_FROM}
+    for batch in _batches(small):
+        for row_id, data in database.fetch(_CHUNKS, {"values": batch}):
+            yield row_id >> CHUNK_BITS, 0, data
+    for blob_id in sorted(lengths.keys() - small.keys()):
+        left = lengths[blob_id]
+        for seq in range(_SEQS):
+            chunk = database.read_value(chunks.name, "data", blob_id << CHUNK_BITS | seq)
+            if not chunk:
+                break
+            yield blob_id, seq, chunk
+            left -= len(chunk)
+            if left <= 0:
+                break
 
 
-def _chunk_ids(database: Database, ids: Iterable[int] | Mapping[int, int]) -> Iterator[list[int]]:
-    """Cut the chunks that blobs of these lengths can have into batches for one query."""
+def _batches(lengths: Mapping[int, int]) -> Iterator[list[int]]:
+    """Cut blobs of one chunk each into batches for one query."""
     batch: list[int] = []
     nbytes = 0
-    for blob_id, length in sorted(_lengths(database, ids)):
-        for seq in range(min(-(-length // CHUNK), _SEQS)):
-            batch.append(blob_id << CHUNK_BITS | seq)
-            nbytes += min(length, CHUNK)
-            if nbytes >= BUFFER or len(batch) >= VARIABLES:
-                yield batch
-                batch, nbytes = [], 0
+    for blob_id in sorted(lengths):
+        batch.append(blob_id << CHUNK_BITS)
+        nbytes += lengths[blob_id]
+        if nbytes >= BUFFER or len(batch) >= VARIABLES:
+            yield batch
+            batch, nbytes = [], 0
     if batch:
         yield batch
 

@@ -139,9 +139,9 @@ class Catalogue:
         row = self._connection.execute(_PARENT, key).first()
         if row is None:
             return None, set()
-        return f"{row.name}@{row.version}", set(
+        return f"{row.name}@{row.version}", {
             row_id for (row_id,) in self._connection.execute(_PARENT_VERSIONS, key).all()
-        )
+        }
 
     def _check_blobs(self) -> None:
         """Refuse blobs that are gone; those that this transaction saw cannot be."""

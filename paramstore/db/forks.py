@@ -2,18 +2,21 @@
 
 SQLite's locks and its table of open files do not survive a fork: a child that touches an inherited
 connection, or only finalises it, can corrupt the parent's file. So a fork waits until no thread is
-inside the database, idle connections are closed before it, and what is left over is never touched
-again. Knows nothing of SQL; must never be asked to hold a lock for longer than one operation.
+inside a database, idle connections are closed before it, and what is left over is never touched
+again. Knows nothing of SQL; must never run a statement.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from weakref import WeakSet
+
+LONGEST_WAIT: Final = 60.0
+"""Seconds that a fork waits; then the child cannot use the databases that others were inside."""
+MOMENT: Final = 0.02
+"""Seconds that others let a waiting fork go first."""
 
 
 class Forkable(Protocol):
@@ -27,12 +30,16 @@ class Forkable(Protocol):
 
 
 class Gate:
-    """Counts the threads that are inside a database, for a fork to wait until there is none.
+    """Knows which threads are inside a database; a fork waits until there is none.
+
+    A context manager: the process does not fork while the block runs.
 
     **Threads**: any; one thread may enter several times. A thread that forks while it is inside
-    itself does not wait for itself.
+    does not wait for itself. While a fork waits, others wait a moment before they enter, and not
+    longer: a thread that is inside may be waiting for them.
 
-    **Ownership**: one per process; the child of a fork gets a new one.
+    **Ownership**: one per process; the child of a fork starts with nobody inside but the thread
+    that forked.
     """
 
     def __init__(self) -> None:
@@ -42,39 +49,27 @@ class Gate:
         self.members: WeakSet[Any] = WeakSet()
         """Open databases, each a `Forkable`."""
 
-    @contextmanager
-    def inside(self) -> Iterator[None]:
-        """Keep the process from forking while the block runs."""
-        self._enter()
-        try:
-            yield
-        finally:
-            self._leave()
-
-    def _enter(self) -> None:
+    def __enter__(self) -> None:
         me = threading.get_ident()
         with self._changed:
-            while self._forking and me not in self._inside:
-                self._changed.wait()
+            if self._forking and me not in self._inside:
+                self._changed.wait_for(lambda: not self._forking, MOMENT)
             self._inside[me] = self._inside.get(me, 0) + 1
 
-    def _leave(self) -> None:
+    def __exit__(self, *exception: object) -> None:
         me = threading.get_ident()
         with self._changed:
-            left = self._inside.get(me, 0) - 1
-            if left > 0:
-                self._inside[me] = left
-            else:
-                self._inside.pop(me, None)
-            self._changed.notify_all()
+            self._inside[me] = self._inside.get(me, 1) - 1
+            if not self._inside[me]:
+                del self._inside[me]
+                self._changed.notify_all()
 
     def before_fork(self) -> None:
-        """Wait for the other threads, then keep everybody out until after the fork."""
+        """Wait until no other thread is inside, then keep all out until after the fork."""
         me = threading.get_ident()
         self._changed.acquire()
         self._forking = True
-        while self._inside.keys() - {me}:
-            self._changed.wait()
+        self._changed.wait_for(lambda: not self._inside.keys() - {me}, LONGEST_WAIT)
         for member in list(self.members):
             member.before_fork()
 
@@ -85,7 +80,7 @@ class Gate:
         self._changed.release()
 
     def after_fork_in_child(self) -> None:
-        """Start anew: the threads that the old locks belonged to do not exist here."""
+        """Start anew: the other threads, and the locks that they held, do not exist here."""
         me = threading.get_ident()
         self._changed = threading.Condition()
         self._forking = False
@@ -95,6 +90,25 @@ class Gate:
 
 
 GATE = Gate()
+
+
+class Lock:
+    """A reentrant lock that a fork waits for, so that no child inherits it locked.
+
+    **Threads**: any. A thread that forks while it holds the lock holds it in the child too.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        GATE.__enter__()
+        self._lock.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+        GATE.__exit__()
+
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(

@@ -43,8 +43,7 @@ def prepare(database: Database, *, create: bool) -> None:
     """
     found = _revision(database)
     if found is None and create:
-        with database.outside_transaction() as connection:
-            sqlite.set_pragmas(connection, *sqlite.NEW_FILE)
+        database.outside_transaction(lambda c: sqlite.set_pragmas(c, *sqlite.NEW_FILE))
         _migrate(database, from_empty=True)
     elif found is None:
         raise NotFoundError(f"{database.name} is empty: there is no store in it")

@@ -46,7 +46,6 @@ _OF_SCOPE = _SNAPSHOTS.where(scopes.c.name == bindparam("scope")).order_by(
 )
 _LOG = _OF_SCOPE.limit(bindparam("limit"))
 _HEAD = _OF_SCOPE.where(snapshots.c.version == scopes.c.head_version)
-_BY_ID = _SNAPSHOTS.where(snapshots.c.id == bindparam("id"))
 _BY_VERSION = _OF_SCOPE.where(snapshots.c.version == bindparam("version"))
 _BY_STEP = _OF_SCOPE.where(snapshots.c.step == bindparam("step")).limit(1)
 _BY_TAG = _OF_SCOPE.join(
@@ -177,11 +176,6 @@ def resolve(database: Database, ref: Ref, scope: str) -> Snapshot:
         _check_scope(database, name, current=scope)
         raise _nothing_there(database, ref, name)
     return found
-
-
-def by_id(database: Database, snapshot_id: int) -> Snapshot | None:
-    """Return the snapshot of a row; None where it is gone."""
-    return _first(database, _BY_ID, id=snapshot_id)
 
 
 def _first(database: Database, statement: Executable, **parameters: object) -> Snapshot | None:
@@ -342,7 +336,7 @@ def _listed(names: Sequence[str]) -> str:
 def _limit(limit: int | None) -> int:
     if limit is not None and limit < 0:
         raise InvalidInputError(f"limit counts from 0, got {limit!r}")
-    return _ALL if limit is None else limit
+    return _ALL if limit is None else min(limit, _ALL)
 
 
 def _time(text: str) -> datetime:

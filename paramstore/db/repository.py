@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Final
 
 from sqlalchemy import bindparam, select
 
@@ -31,6 +32,8 @@ __all__ = [
     "Transaction",
 ]
 
+_MANIFESTS_KEPT: Final = 2  # a diff looks at two
+
 _CONSTRAINT_BLOB = (
     select(blob_table.c.id, blob_table.c.nbytes)
     .join_from(constraint_blobs, blob_table, blob_table.c.id == constraint_blobs.c.blob_id)
@@ -54,7 +57,9 @@ class Repository:
         self.database = database
         """Where everything is."""
         self._unclaimed: dict[int, int] = {}
-        """Bytes, by row, of blobs written here for a snapshot that is still to come."""
+        self._checked: dict[int, Manifest] = {}
+        """The manifests read last, by row of their snapshot: immutable, and checked once."""
+        """Bytes, by row, of blobs added here for a snapshot that is still to come."""
 
     # -- writing -------------------------------------------------------------------
 
@@ -68,10 +73,9 @@ class Repository:
             StorageError: disk full, I/O error, no permission.
         """
         with self.database.write() as connection:
-            transaction = Transaction(connection, self._unclaimed)
-            yield transaction
-        # Blobs that wait for a snapshot of a later transaction; small numbers, kept if none comes.
-        self._unclaimed |= transaction.unclaimed
+            unclaimed = dict(self._unclaimed)
+            yield Transaction(connection, unclaimed)
+        self._unclaimed = unclaimed
 
     def tag(self, snapshot: Snapshot, name: str, *, move: bool = False) -> None:
         """Let a tag point to a snapshot.
@@ -102,6 +106,7 @@ class Repository:
         """
         with self.database.write() as connection:
             changes.rename(connection, scope, old, new)
+        self._checked = {}
 
     # -- scopes and snapshots ------------------------------------------------------
 
@@ -153,20 +158,25 @@ class Repository:
     # -- content -------------------------------------------------------------------
 
     def manifest(self, snapshot: Snapshot) -> Manifest:
-        """Read all that a snapshot holds, the bytes of its tensors excepted, and check it.
+        """Read all that a snapshot holds, the bytes of its tensors excepted, and check it once.
 
         Raises:
             SnapshotNotFoundError: it is gone.
             CorruptError: its rows are not those that were committed.
         """
-        return reading.manifest(self.database, snapshot)
+        found = self._checked.get(snapshot.id)
+        if found is None:
+            found = reading.manifest(self.database, snapshot)
+            latest = list(self._checked.items())[1 - _MANIFESTS_KEPT :]
+            self._checked = {**dict(latest), snapshot.id: found}
+        return found
 
     def read_blobs(
         self, ids: Iterable[int] | Mapping[int, int]
     ) -> Iterator[tuple[int, int, bytes]]:
         """Yield row, place and bytes of every chunk of some blobs, a few MiB at a time.
 
-        Ordered by row, then place. A blob that does not exist yields nothing.
+        One blob after the other, in order of place. A blob that does not exist yields nothing.
 
         Args:
             ids: rows of blobs; with their lengths in bytes where known, which saves a query.

@@ -165,6 +165,18 @@ def set_pragmas(connection: sqlite3.Connection, *pragmas: tuple[str, str]) -> No
         connection.execute(f"PRAGMA {name}={value}").fetchall()
 
 
+def read_value(connection: Any, table: str, column: str, row_id: int) -> bytes | None:
+    """Return one value of bytes by its row, None where there is none."""
+    try:
+        with connection.blobopen(table, column, row_id, readonly=True) as value:
+            data: bytes = value.read()
+    except sqlite3.OperationalError as error:
+        if "no such rowid" in str(error):  # plain SQLITE_ERROR: nothing else tells it apart
+            return None
+        raise
+    return data
+
+
 def is_hot_journal(error: BaseException) -> bool:
     """Whether a reader without write access met what a killed writer left behind."""
     return error_code(error) in _HOT_JOURNAL

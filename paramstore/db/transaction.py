@@ -29,15 +29,20 @@ class Transaction:
     transaction and named in another may be freed in between; ``append`` writes those again.
     """
 
-    def __init__(self, connection: Connection, unclaimed: Mapping[int, int]) -> None:
+    def __init__(self, connection: Connection, unclaimed: dict[int, int]) -> None:
+        """Begin.
+
+        Args:
+            connection: inside a write transaction.
+            unclaimed: bytes, by row, of blobs that were added for a snapshot that is still to
+                come; updated.
+        """
         self._connection = connection
         self._seen: dict[int, bytes] = {}
         """Digests of the blobs that this transaction wrote or found, by row."""
         self._rows: dict[bytes, int] = {}
         """The same the other way round."""
-        self._earlier = unclaimed
-        self.unclaimed: dict[int, int] = {}
-        """Bytes, by row, of blobs that this transaction added and has put into no snapshot."""
+        self._unclaimed = unclaimed
 
     def put_blobs(self, new: Sequence[NewBlob]) -> list[int]:
         """Write blobs, those that are stored already excepted, and return their rows.
@@ -50,7 +55,7 @@ class Transaction:
             self._rows[digest] = row_id
             self._seen[row_id] = digest
             if added:
-                self.unclaimed[row_id] = added
+                self._unclaimed[row_id] = added
         return [self._rows[blob.digest] for blob in new]
 
     def check_head(self, scope: str, seen: int) -> None:
@@ -75,9 +80,8 @@ class Transaction:
             InvalidInputError, InvalidNameError: something in the draft cannot be stored.
         """
         draft = self._with_lost_blobs(checked(draft))
-        earlier = draft.blobs_written.keys() & self._earlier.keys()
-        added = sum(self.unclaimed.values()) + sum(self._earlier[row_id] for row_id in earlier)
-        self.unclaimed.clear()
+        claimed = self._unclaimed.keys() & (draft.blobs_written.keys() | self._seen.keys())
+        added = sum(self._unclaimed.pop(row_id) for row_id in claimed)
         return Catalogue(self._connection, draft, self._seen).append(added)
 
     def _with_lost_blobs(self, draft: Draft) -> Draft:
@@ -91,6 +95,7 @@ class Transaction:
         rows = dict(zip(lost, self.put_blobs([draft.blobs_written[i] for i in lost]), strict=True))
         return replace(
             draft,
+            blobs_written={i: b for i, b in draft.blobs_written.items() if i not in rows},
             entries={name: _moved(entry, rows) for name, entry in draft.entries.items()},
             extra_blobs=[(rows.get(i, i), digest) for i, digest in draft.extra_blobs],
         )

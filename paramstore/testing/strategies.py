@@ -219,7 +219,7 @@ def _bounds() -> st.SearchStrategy[Any]:
 
 def _simple_constraints(pyro: bool | None) -> st.SearchStrategy[Constraint]:
     c, bound = torch_constraints, _bounds()
-    known = st.just(NotImplemented)
+    unknown = st.just(NotImplemented)
     return st.one_of(
         st.sampled_from(singletons(pyro=pyro)),
         st.builds(c.greater_than, bound),
@@ -233,8 +233,8 @@ def _simple_constraints(pyro: bool | None) -> st.SearchStrategy[Constraint]:
         st.builds(c.integer_interval, bound, bound),
         st.builds(
             c.dependent,
-            is_discrete=known | st.booleans(),
-            event_dim=known | st.integers(0, 3),
+            is_discrete=unknown | st.booleans(),
+            event_dim=unknown | st.integers(0, 3),
         ),
     )
 

@@ -1,0 +1,86 @@
+"""``python -m bench [NAME ...]``: run benchmarks, write their results and the table.
+
+Without a name all of them run. Must never be imported by the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import report
+from bench.facts import facts, file_system
+from bench.harness import Settings, say
+from bench.tables import Table
+
+BENCHMARKS = {
+    "commit": "bench.commit",
+    "restore": "bench.restore",
+    "growth": "bench.growth",
+    "open": "bench.opening",
+    "memory": "bench.memory",
+    "size": "bench.size",
+    "dictionary": "bench.dictionary",
+}
+_HERE = Path(__file__).resolve().parent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what was asked for; 0 when every figure was taken (met or not), 2 on bad usage."""
+    options = _parser().parse_args(arguments)
+    names = options.names or list(BENCHMARKS)
+    if unknown := [name for name in names if name not in BENCHMARKS]:
+        say(f"unknown benchmark {unknown[0]!r}: choose from {', '.join(BENCHMARKS)}")
+        return 2
+    results = options.out or (None if options.quick else _HERE / "results")
+    for name in [] if options.report else names:
+        _run(name, options, results)
+    if results is not None:
+        _write_page(results, page=_HERE if options.out is None else results)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--quick", action="store_true", help="tiny sizes; writes only to --out")
+    parser.add_argument("--report", action="store_true", help="only write the table again")
+    parser.add_argument("--repetitions", type=int, help="interleaved repetitions (9; quick: 3)")
+    parser.add_argument("--folder", type=Path, help="on the disk under test (a temporary folder)")
+    parser.add_argument("--out", type=Path, help="results and table go here (bench/)")
+    return parser
+
+
+def _run(name: str, options: argparse.Namespace, results: Path | None) -> None:
+    with tempfile.TemporaryDirectory(prefix="paramstore-bench-", dir=options.folder) as folder:
+        settings = Settings(
+            folder=Path(folder),
+            repetitions=options.repetitions or (3 if options.quick else 9),
+            runs=1 if options.quick else 3,
+            quick=options.quick,
+        )
+        if file_system(settings.folder) == "tmpfs":
+            say("warning: the folder is in memory, where fsync costs nothing; give --folder")
+        tables: list[Table] = importlib.import_module(BENCHMARKS[name]).run(settings)
+        found = facts(settings.folder)
+    command = f"python -m bench {name}" + (" --quick" if options.quick else "")
+    result = report.Result(name=name, command=command, facts=found, tables=tables)
+    for table in tables:
+        print("\n".join(report.section(table)))
+    if results is not None:
+        report.write(result, results)
+
+
+def _write_page(results: Path, page: Path) -> None:
+    known = [results / f"{name}.json" for name in BENCHMARKS]
+    found = [report.read(path) for path in known if path.exists()]
+    (page / "RESULTS.md").write_text(report.markdown(found), encoding="utf-8")
+    say(f"wrote {page.name}/RESULTS.md")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

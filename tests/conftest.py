@@ -1,0 +1,38 @@
+"""What every test shares: hypothesis profiles, fixed seeds, no store left over from another test.
+
+``--hypothesis-profile=thorough`` (or ``HYPOTHESIS_PROFILE=thorough``) searches ten times longer.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# Nothing times out: a disk that stalls for a second is no failure of ours.
+_COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", _COMMON, max_examples=40, stateful_step_count=30)
+settings.register_profile("thorough", _COMMON, max_examples=400, stateful_step_count=60)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.fixture(autouse=True)
+def _same_seeds() -> None:
+    random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_store_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PARAMSTORE_URL", raising=False)
+    monkeypatch.setattr("paramstore.default._current", None)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The path of a database that does not exist yet."""
+    return tmp_path / "run.db"
