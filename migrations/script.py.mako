@@ -1,6 +1,8 @@
 """${message}
 
 Carries its own frozen tables: it must keep doing what it does when the package's have moved on.
+A batch operation drops the views first and makes them again, and needs
+``table_kwargs={"sqlite_autoincrement": True}`` where the table has it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Parameter files: what ``save`` writes and ``load`` reads, in one safetensors file.
 
 Reads plain safetensors files and the pickles of Pyro's own ``save`` as well. Must never run code
-that a file names, and never trust a length that a file claims.
+that a file names, and never believe what a file says about itself before it is checked.
 
 A file of ours is a valid safetensors file of the unconstrained values
 (https://github.com/huggingface/safetensors#format), tensors in order of falling alignment. Its
@@ -25,8 +25,10 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
@@ -35,22 +37,24 @@ from paramstore import pickles
 from paramstore.constraints import from_spec, to_spec
 from paramstore.db.engine import is_open_here
 from paramstore.errors import CorruptError, ParamStoreError, StorageError, UnsupportedFileError
-from paramstore.header import DTYPES, parse_header
+from paramstore.header import DTYPES, check_shape, layout
 from paramstore.modes import outside_modes
 from paramstore.reader import MapLocation, place
-from paramstore.tensors import CHUNK, Filler, empty, encode
+from paramstore.tensors import check_storable, copy_into, encode
 
 Item = tuple[str, Tensor, Constraint]
 """Name, unconstrained value, constraint."""
 
 _VERSION = 1
 _METADATA = "__metadata__"
-_MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 _SQLITE = b"SQLite format 3\0"
-_WIDEST = 8  # bytes of the widest element, and the alignment of the data
 
 
 # ------------------------------------------------------------------------------------- writing
+
+# Not by safetensors' own writer, which wants every tensor contiguous on the CPU before the first
+# byte: of a model on a GPU that is a second copy. Its files (0.8) also have mode 0600 whatever the
+# umask says, and their metadata in another order each time.
 
 
 def save_file(path: str | os.PathLike[str], items: Iterable[Item]) -> None:
@@ -100,7 +104,6 @@ class _Plan:
         self._params: dict[str, dict[str, Any]] = {}
         self._arguments: dict[str, dict[str, Any]] = {}
         self._tensors: dict[str, Tensor] = {}
-        self._entries: dict[str, dict[str, Any]] = {}
         self._placed: dict[int, str] = {}
 
     def add(self, name: str, tensor: Tensor, constraint: Constraint) -> None:
@@ -119,40 +122,31 @@ class _Plan:
 
     def _place(self, name: str, tensor: Tensor) -> dict[str, Any]:
         """Give a tensor its place in the file, once; return what leads to it."""
-        encoded = encode(tensor, name=name)
-        mark = {"dtype": "C128"} if encoded.dtype == "C128" else {}
+        check_storable(tensor, repr(name))
+        mark = {"dtype": "C128"} if tensor.dtype == DTYPES["C128"] else {}
         if id(tensor) not in self._placed:
             while name in self._tensors or name == _METADATA:
                 name += "'"
-            self._entries[name] = json.loads(encoded.header[8:])["value"]
             self._tensors[name] = tensor
             self._placed[id(tensor)] = name
         return {"tensor": self._placed[id(tensor)], **mark}
 
-    def in_file_order(self) -> Iterator[tuple[str, Tensor]]:
+    def in_file_order(self) -> list[tuple[str, Tensor]]:
         """Widest elements first, so that every tensor is aligned without holes."""
-        return iter(sorted(self._tensors.items(), key=lambda item: -_width(item[1])))
+        return sorted(self._tensors.items(), key=lambda item: -item[1].element_size())
 
     def header(self) -> bytes:
-        start = 0
-        for name, _ in self.in_file_order():
-            length = self._entries[name]["data_offsets"][1]
-            self._entries[name]["data_offsets"] = [start, start + length]
-            start += length
         ours = {"version": _VERSION, "params": self._params, "arguments": self._arguments}
-        fields = {_METADATA: {"format": "pt", "paramstore": _dumps(ours)}, **self._entries}
-        return _frame(fields)
-
-
-def _frame(fields: Mapping[str, object]) -> bytes:
-    """Write a header: the length of its JSON, and that, padded so that the data is aligned."""
-    text = _dumps(fields).encode()
-    text += b" " * (-len(text) % _WIDEST)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _width(tensor: Tensor) -> int:
-    return min(tensor.element_size(), _WIDEST)
+        fields: dict[str, Any] = {_METADATA: {"format": "pt", "paramstore": _dumps(ours)}}
+        start = 0
+        for name, tensor in self.in_file_order():
+            text, _ = layout(tensor.dtype, tensor.shape)
+            fields[name] = json.loads(text[8:])["value"]
+            fields[name]["data_offsets"] = [start, start + tensor.nbytes]
+            start += tensor.nbytes
+        text = _dumps(fields).encode()
+        text += b" " * (-len(text) % 8)  # so that the data is aligned
+        return len(text).to_bytes(8, "little") + text
 
 
 def _dumps(value: object) -> str:
@@ -225,7 +219,7 @@ def _load(path: str, map_location: MapLocation) -> list[Item]:
         start = file.read(16)
         file.seek(0)
         if start[8:9] == b"{":
-            return _Archive(path, file).items(map_location)
+            return _load_safetensors(path, file, map_location)
         if start.startswith((b"PK\x03\x04", b"\x80")):
             return pickles.load_pyro(path, file, map_location)
     raise UnsupportedFileError(f"{path!r} is no parameter file: {_kind(start)}")
@@ -239,34 +233,39 @@ def _kind(start: bytes) -> str:
     return f"it is neither safetensors nor a pickle of torch.save (it begins with {start!r})"
 
 
-class _Archive:
-    """A safetensors file that is being read; nothing in it is believed before it is checked."""
+def _load_safetensors(path: str, file: BinaryIO, map_location: MapLocation) -> list[Item]:
+    # By number: this is the file that was looked at, and safetensors takes only names in UTF-8.
+    name = f"/dev/fd/{file.fileno()}"
+    try:
+        with safe_open(name, framework="pt", device="cpu") as opened:
+            return _Archive(path, opened).items(map_location)
+    except ParamStoreError:
+        raise
+    except SafetensorError as error:
+        if "unknown variant" in str(error):  # how its parser says it
+            raise UnsupportedFileError(f"{path!r} has a dtype unknown here: {error}") from error
+        raise CorruptError(f"{path!r} is cut off or altered: {error}") from error
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise CorruptError(
+            f"{path!r} is altered: its description of the parameters is malformed ({error!r})"
+        ) from error
 
-    def __init__(self, path: str, file: BinaryIO) -> None:
+
+class _Archive:
+    """A safetensors file being read: the library has checked its header, we check our metadata."""
+
+    def __init__(self, path: str, opened: Any) -> None:
         self._path = path
-        self._file = file
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(_MAX_HEADER, size - 8):
-            self._refuse(f"its header would have {length} bytes, and the file has {size}")
-        fields = self._parse(file.read(length))
-        self._metadata = fields.pop(_METADATA, {})
-        self._entries = fields
-        self._start = 8 + length
-        self._check_offsets(size - self._start)
+        self._opened = opened
 
     def items(self, map_location: MapLocation) -> list[Item]:
-        try:
-            if "paramstore" in self._metadata:
-                return self._ours(self._parse(self._metadata["paramstore"]), map_location)
-            return [
-                (name, _trained(place(self._tensor(name), map_location)), constraints.real)
-                for name in self._entries
-            ]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, ParamStoreError):
-                raise
-            self._refuse(f"its description of the parameters is malformed ({error!r})")
+        metadata = self._opened.metadata() or {}
+        if "paramstore" in metadata:
+            return self._ours(json.loads(metadata["paramstore"]), map_location)
+        return [
+            (name, _trained(place(self._tensor(name), map_location)), constraints.real)
+            for name in self._opened.offset_keys()
+        ]
 
     def _ours(self, ours: Mapping[str, Any], map_location: MapLocation) -> list[Item]:
         if ours["version"] != _VERSION:
@@ -295,52 +294,22 @@ class _Archive:
         return tensor.requires_grad_() if entry.get("requires_grad", True) else tensor
 
     def _tensor(self, name: str, mark: str = "") -> Tensor:
-        entry = self._entries[name]
-        start, end = entry["data_offsets"]
-        self._check_dtype(name, entry["dtype"])
-        value = {"dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": [0, end - start]}
-        header = _frame({_METADATA: {"dtype": mark}, "value": value} if mark else {"value": value})
-        dtype, shape, _ = parse_header(header)  # strict, so the length fits dtype and shape
-        target = empty(dtype, shape)
-        self._fill(target, header, start, end)
-        return target
-
-    def _check_dtype(self, name: str, dtype: str) -> None:
+        """Copy a tensor out of the file, which lies in memory as a map and may change later."""
+        part = self._opened.get_slice(name)
+        dtype, shape = part.get_dtype(), tuple(part.get_shape())
         if dtype not in DTYPES:
             raise UnsupportedFileError(
                 f"{name!r} in {self._path!r} has dtype {dtype!r}, which torch cannot hold"
             )
-
-    def _fill(self, target: Tensor, header: bytes, start: int, end: int) -> None:
-        filler = Filler(target)
-        filler.write(header)
-        self._file.seek(self._start + start)
-        for left in range(end - start, 0, -CHUNK):
-            filler.write(self._file.read(min(CHUNK, left)))
-        filler.close()
-
-    def _check_offsets(self, size: int) -> None:
-        """Tensors cover the data without a hole and without overlap, as the format demands."""
-        try:
-            spans = sorted((*entry["data_offsets"],) for entry in self._entries.values())
-            ends = [0, *(end for _, end in spans)]
-            whole = ends[:-1] == [start for start, _ in spans] and ends == sorted(ends)
-        except (KeyError, TypeError, ValueError) as error:
-            self._refuse(f"an entry of its header is malformed ({error!r})")
-        if not whole or ends[-1] != size:
-            self._refuse(f"its tensors should take {ends[-1]} bytes, and {size} are there")
-
-    def _parse(self, text: bytes | str) -> dict[str, Any]:
-        try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            self._refuse(f"its header is not JSON ({error})")
-        if not isinstance(fields, dict):
-            self._refuse("its header is not a JSON object")
-        return fields
-
-    def _refuse(self, why: str) -> NoReturn:
-        raise CorruptError(f"{self._path!r} is cut off or altered: {why}")
+        check_shape(dtype, shape)
+        mapped = self._opened.get_tensor(name)
+        if mark:
+            if (mark, dtype, shape[-1:]) != ("C128", "F64", (2,)):
+                raise ValueError(f"{name!r} of dtype {dtype} and shape {shape} is no {mark!r}")
+            mapped = torch.view_as_complex(mapped)
+        own = torch.empty_like(mapped)
+        copy_into(own, mapped)
+        return own
 
 
 def _key(entry: Mapping[str, str], name: str) -> tuple[str, str]:

@@ -137,7 +137,7 @@ def applied(attached: Mapping[str, object], states: Mapping[str, object]) -> Ite
 def _put_back(name: str, obj: object, state: object) -> None:
     try:
         apply(obj, state)
-    except Exception:  # noqa: BLE001  # what went wrong first is what the caller has to hear of
+    except Exception:  # what went wrong first is what the caller has to hear of
         logger.exception("attached %r does not take back the state that it had", name)
 
 

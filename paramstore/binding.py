@@ -14,7 +14,7 @@ from paramstore.constraints import is_identity
 from paramstore.errors import InvalidInputError, InvalidNameError, MismatchError
 from paramstore.names import param_with_module_name
 from paramstore.refs import check_param_name
-from paramstore.tensors import dtype_name, encode
+from paramstore.tensors import dtype_name
 from paramstore.working_set import (
     BUFFER,
     Stored,
@@ -173,6 +173,6 @@ def _take_values(ws: WorkingSet, reader: Reader | None, tensors: dict[str, Tenso
 
 def _fill(ws: WorkingSet, reader: Reader, targets: dict[str, tuple[Entry, Tensor]]) -> None:
     reader.check([entry for entry, _ in targets.values()], snapshot=ws.parent)
-    reader.fill(list(targets.values()), verify=False, snapshot=ws.parent)
-    for full, (entry, tensor) in targets.items():
-        ws.stored[full] = Stored(entry, encode(tensor, name=full).fingerprint())
+    fingerprints = reader.fill(list(targets.values()), verify=False, snapshot=ws.parent)
+    for full, (entry, _) in targets.items():
+        ws.stored[full] = Stored(entry, fingerprints[entry.name])

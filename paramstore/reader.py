@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from paramstore import extras, tensors
-from paramstore.constraints import from_spec, is_identity, transform_of
+from paramstore.constraints import from_spec, is_identity, is_static, transform_of
 from paramstore.errors import CorruptError, ParamNotFoundError
 from paramstore.modes import outside_modes
 from paramstore.refs import suggest
@@ -41,12 +41,14 @@ T = TypeVar("T")
 class Reader:
     """Reads stored tensors.
 
-    **Threads**: any; holds no state but the caches of specs and of manifests that were checked.
+    **Threads**: any; holds no state but a cache of constraints.
     """
 
     def __init__(self, repository: Repository, map_location: MapLocation = None) -> None:
         self._repository = repository
         self._map_location = map_location
+        self._constraints: dict[str, Constraint] = {}
+        """By spec: those of which many parameters may share one."""
 
     # -- tensors -------------------------------------------------------------------
 
@@ -69,13 +71,11 @@ class Reader:
             CorruptError: missing or altered bytes.
         """
         targets = [tensors.empty(entry.dtype, entry.stored_shape) for entry in entries]
-        self.fill(list(zip(entries, targets, strict=True)), verify=True, snapshot=snapshot)
+        pairs = list(zip(entries, targets, strict=True))
+        fingerprints = self.fill(pairs, verify=True, snapshot=snapshot)
         return [
-            (
-                _as_stored(place(target, self._map_location), entry),
-                tensors.encode(target, name=entry.name).fingerprint(),
-            )
-            for entry, target in zip(entries, targets, strict=True)
+            (_as_stored(place(target, self._map_location), entry), fingerprints[entry.name])
+            for entry, target in pairs
         ]
 
     def check(self, entries: Sequence[Entry], *, snapshot: Snapshot | None) -> None:
@@ -101,8 +101,11 @@ class Reader:
         *,
         verify: bool,
         snapshot: Snapshot | None = None,
-    ) -> None:
+    ) -> dict[str, bytes]:
         """Copy stored tensors into live ones of the same dtype and shape, whatever their strides.
+
+        Returns:
+            The fingerprint of every tensor by name.
 
         Raises:
             CorruptError: bytes missing, of another length, or, with ``verify``, altered; tensors
@@ -112,17 +115,24 @@ class Reader:
         for entry, tensor in pairs:
             targets[entry.blob_id].append((entry, tensor))
 
+        fingerprints: dict[str, bytes] = {}
+
         def unfilled(sizes: Mapping[int, int]) -> list[int]:
             left = dict.fromkeys(sizes)
             for blob_id, chunks in self._blobs(sizes):
                 if _fill(targets[blob_id], chunks, verify=verify):
                     del left[blob_id]
+                    # Here, where the bytes are still in the processor's cache.
+                    for entry, tensor in targets[blob_id]:
+                        encoded = tensors.encode(tensor, name=entry.name)
+                        fingerprints[entry.name] = encoded.fingerprint()
             return list(left)
 
         damaged = set(_in_parallel(unfilled, _sizes(entry for entry, _ in pairs)))
         if damaged:
             names = [entry.name for entry, _ in pairs if entry.blob_id in damaged]
             raise self._corrupt(names, damaged, snapshot)
+        return fingerprints
 
     def _blobs(self, sizes: Mapping[int, int]) -> Iterator[tuple[int, Iterator[bytes]]]:
         rows = self._repository.read_blobs(sizes)
@@ -154,7 +164,14 @@ class Reader:
         Raises:
             UnknownConstraintError: of a kind that is not registered here.
         """
-        return from_spec(entry.spec, lambda digest: self._argument(entry, digest))
+        known = self._constraints.get(entry.spec)
+        if known is not None:
+            return known
+        device = place(torch.empty(0), self._map_location).device
+        found = from_spec(entry.spec, lambda d: self._argument(entry, d), device=device)
+        if is_static(found):
+            self._constraints[entry.spec] = found
+        return found
 
     def _argument(self, entry: Entry, digest: str) -> Tensor:
         blob = self._repository.constraint_blob(entry.constraint_id, digest)

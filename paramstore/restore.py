@@ -21,7 +21,7 @@ from paramstore.errors import (
     UnknownConstraintError,
 )
 from paramstore.refs import suggest
-from paramstore.tensors import dtype_name, encode
+from paramstore.tensors import dtype_name
 from paramstore.working_set import BUFFER, Stored, UnknownKind, WorkingSet
 
 if TYPE_CHECKING:
@@ -64,11 +64,10 @@ class _Plan:
     def carry_out(self, ws: WorkingSet, manifest: Manifest, reader: Reader) -> None:
         """Fill live tensors, or change the tables so that they are read later."""
         constraints = {e.name: _constraint(reader, e) for e in self.later if e.kind != BUFFER}
-        reader.fill(self.fill, verify=False, snapshot=manifest.snapshot)
+        fingerprints = reader.fill(self.fill, verify=False, snapshot=manifest.snapshot)
         for entry, tensor in self.fill:
             tensor.grad = None
-            fingerprint = encode(tensor, name=entry.name).fingerprint()
-            ws.stored[entry.name] = Stored(entry, fingerprint)
+            ws.stored[entry.name] = Stored(entry, fingerprints[entry.name])
         # In the order of their rows, which is the order in which the run first made them:
         # whoever builds an optimiser from named_parameters() counts on it.
         for entry in sorted(self.later, key=lambda entry: entry.param_id):

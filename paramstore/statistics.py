@@ -114,11 +114,11 @@ class _Batch:
         """Do the work, and give the results for items 0 … count."""
         sources = [source for group in self.groups.values() for source in group.sources()]
         owners: list[int] = []
-        tables = []
+        tables = [np.zeros((7, 0))]
         for real in _REALS:
-            some = [source for source in sources if source.real == real]
-            owners += [owner for source in some for owner in source.owners]
-            tables.append(_reduce(some, real, self.failed))
+            if some := [source for source in sources if source.real == real]:
+                owners += [owner for source in some for owner in source.owners]
+                tables.append(_reduce(some, real, self.failed))
         merged = moments.merge(np.concatenate(tables, axis=1), np.array(owners, np.intp), count)
         found = _build(merged, [self.values.get(index) for index in range(count)])
         for group in self.groups.values():

@@ -189,15 +189,15 @@ class _Snapshotting:
         for item in self.live.values():
             job = _Job(item.name, item.tensor, item=item)
             self.fingerprints[item.name] = job.fingerprint
-            entry = self._unchanged(item, job.fingerprint)
+            entry = self._unchanged(item, job)
             if entry is not None:
                 self.kept[item.name] = entry
             else:
                 yield job
 
-    def _unchanged(self, item: Item, fingerprint: bytes) -> Entry | None:
+    def _unchanged(self, item: Item, job: _Job) -> Entry | None:
         stored = self.working_set.stored.get(item.name)
-        if stored is None or stored.fingerprint != fingerprint or item.name in self.forced:
+        if stored is None or item.name in self.forced or not _holds(stored, job):
             return None
         entry = stored.entry
         same = (
@@ -383,6 +383,13 @@ def _entry(item: Item, job: _Job, tx: Transaction) -> NewEntry:
 
 def _value_shape(transform: Transform, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(transform.forward_shape(shape))
+
+
+def _holds(stored: Stored, job: _Job) -> bool:
+    """Whether the stored bytes are those of the job."""
+    if stored.fingerprint is None:  # never read: its name was set unseen
+        return job.encode().digest() == stored.entry.digest
+    return stored.fingerprint == job.fingerprint
 
 
 def _hashed(batch: list[_Job]) -> list[_Job]:

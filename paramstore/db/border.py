@@ -64,10 +64,14 @@ def translate(where: str) -> Iterator[None]:
     Raises:
         DatabaseError: of the class that fits, from the foreign error.
         StoreClosedError: the connection had been closed.
+        ParamStoreError: as it was, where SQLAlchemy had wrapped it.
     """
     try:
         yield
     except FOREIGN as error:
+        origin = original(error)
+        if isinstance(origin, ParamStoreError):  # from inside the driver's connection
+            raise origin from None
         raise translated(error, where) from error
 
 

@@ -17,6 +17,7 @@ from paramstore.db.blobs import parse_shape
 from paramstore.db.engine import Database
 from paramstore.db.schema import metrics, params, scopes, snapshots, tags
 from paramstore.errors import (
+    CorruptError,
     InvalidInputError,
     ParamNotFoundError,
     ScopeNotFoundError,
@@ -340,4 +341,7 @@ def _limit(limit: int | None) -> int:
 
 
 def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError) as error:
+        raise CorruptError(f"{text!r} in the database is not a time") from error

@@ -161,7 +161,7 @@ class Rows(NamedTuple):
         try:
             entries = sorted(_entry(self.header.id, row) for row in self.entries)
             intact = self.digest(entries) == self.stored_digest
-        except (TypeError, ValueError, AttributeError):  # a row leads nowhere, or is no shape
+        except (TypeError, AttributeError, CorruptError):  # a row leads nowhere, or is no shape
             return None
         return entries if intact else None
 

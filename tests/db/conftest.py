@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from drafts import Line
+
 from paramstore.db.engine import Database
 from paramstore.db.repository import Repository
 from paramstore.testing import invariants
 
 
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store, to be copied: faster than to migrate one for every test."""
+    path = tmp_path_factory.mktemp("template") / "empty.db"
+    Database.open(path).close()
+    return path
+
+
 @pytest.fixture
-def file(path: Path) -> Iterator[Database]:
+def file(path: Path, template: Path) -> Iterator[Database]:
     """A new database in a file."""
+    shutil.copy(template, path)
     database = Database.open(path)
     yield database
     database.close()

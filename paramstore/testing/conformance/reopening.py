@@ -299,6 +299,18 @@ class ReopeningConformance:
         assert set(again.at(2)) == {"y", "scale"}
         torch.testing.assert_close(again.at(2)["scale"], torch.full((1,), 2.0))
 
+    def test_an_unread_name_that_is_set_to_what_is_stored_has_not_changed(
+        self, make_store: MakeStore
+    ) -> None:
+        with make_store() as store:
+            store["x"], store["y"] = torch.zeros(3), torch.zeros(3)
+            store.commit()
+        again = make_store()
+        again["x"], again["y"] = torch.zeros(3), torch.ones(3)
+        assert set(again.changed()) == {"y"}
+        assert again.commit().changed == 1
+        assert [row.version for row in again.history("x")] == [1]
+
     def test_a_store_opens_on_another_scope(self, make_store: MakeStore) -> None:
         with make_store() as store:
             store["x"] = torch.zeros(1)

@@ -93,6 +93,17 @@ class SnapshotConformance:
         assert store.commit().changed == 1
         assert store.at("@latest")["x"].tolist() == [1.0] * 4
 
+    def test_a_commit_sees_another_shape_or_dtype_of_equal_bytes(
+        self, make_store: MakeStore
+    ) -> None:
+        store = make_store()
+        store["shape"], store["dtype"] = torch.zeros(4), torch.zeros(4)
+        store.commit()
+        store["shape"], store["dtype"] = torch.zeros(2, 2), torch.zeros(2, dtype=torch.float64)
+        assert store.commit().changed == 2
+        assert store.at(2)["shape"].shape == (2, 2)
+        assert store.at(2)["dtype"].dtype == torch.float64
+
     def test_a_snapshot_does_not_follow_the_working_set(self, make_store: MakeStore) -> None:
         store = make_store()
         store["x"] = torch.zeros(2)

@@ -1,0 +1,371 @@
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drafts import Line
+from sqlalchemy import text
+from sqlalchemy.exc import StatementError
+
+from paramstore import errors
+from paramstore.db import forks
+from paramstore.db.engine import Database
+from paramstore.db.repository import Repository
+from paramstore.testing import invariants
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here"),
+    # Forking with threads about is what is tested, and Python 3.12 warns.
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+]
+COUNT = text("SELECT count(*) FROM snapshots")
+
+
+def in_child(function: Callable[[], object]) -> int:
+    """Run a function in a fork of this process; 0 when it returned."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            function()
+            status = 0
+        except BaseException:
+            traceback.print_exc(file=sys.__stderr__)
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def is_sound(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    invariants.check(path)
+
+
+def use(database: Database, scope: str) -> None:
+    """Read and write as any process may."""
+    Line(Repository(database), scope).commit({"w": scope})
+    assert Repository(database).head(scope) is not None
+
+
+@pytest.mark.parametrize("journal", ["truncate", "wal"])
+def test_parent_and_child_go_on_after_a_fork(path: Path, journal: Any) -> None:
+    database = Database.open(path, journal=journal)
+    use(database, "before")
+    for number in range(3):
+        assert in_child(lambda n=number: use(database, f"child {n}")) == 0  # type: ignore[misc]
+        use(database, f"parent {number}")
+    assert database.fetch(COUNT)[0][0] == 7
+    database.close()
+    is_sound(path)
+
+
+def test_a_fork_inside_a_transaction_leaves_it_to_the_parent(file: Database, path: Path) -> None:
+    line = Line(Repository(file))
+    line.commit({"w": "1"})
+
+    def child() -> None:
+        for call in (lambda: file.fetch(COUNT), lambda: Database.open(path)):
+            with pytest.raises(errors.UsageError, match="middle of a transaction"):
+                call()
+        with pytest.raises(StatementError, match="middle of a transaction"):
+            connection.exec_driver_sql("DELETE FROM snapshots")
+        file.close()
+        gc.collect()
+
+    with file.write() as connection:
+        connection.exec_driver_sql("UPDATE scopes SET created_at = created_at")
+        for number in range(8):  # past the page cache, into the file
+            row = (9 << 40) + number, bytes(1 << 20)
+            connection.exec_driver_sql("INSERT INTO chunks VALUES (?, ?)", row)
+        assert in_child(child) == 0
+        connection.exec_driver_sql("DELETE FROM chunks WHERE id >= 9 << 40")
+    assert line.commit({"w": "2"}).version == 2
+    file.close()
+    is_sound(path)
+
+
+SCRIPT = """
+import os, sys
+sys.path[:0] = sys.argv[2:]
+from drafts import Line
+from paramstore.db.engine import Database
+from paramstore.db.repository import Repository
+
+database = Database.open(sys.argv[1])
+line = Line(Repository(database))
+line.commit({"w": "1"})
+with database.write() as connection:
+    connection.exec_driver_sql("UPDATE snapshots SET message = message")
+    for number in range(8):
+        row = (9 << 40) + number, bytes(1 << 20)
+        connection.exec_driver_sql("INSERT INTO chunks VALUES (?, ?)", row)
+    child = os.fork()
+    if child == 0:
+        sys.exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    connection.exec_driver_sql("DELETE FROM chunks WHERE id >= 9 << 40")
+line.commit({"w": "2"})
+sys.exit(status)
+"""
+
+
+def test_a_child_that_exits_as_scripts_do_finalises_nothing(path: Path) -> None:
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", SCRIPT, str(path), str(here), str(here.parents[1])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    is_sound(path)
+
+
+def test_a_child_that_leaves_the_block_of_its_parent_commits_nothing(
+    file: Database, path: Path
+) -> None:
+    Line(Repository(file)).commit({"w": "1"})
+    with pytest.raises(ZeroDivisionError), file.write() as connection:
+        connection.exec_driver_sql("DELETE FROM tags")
+        connection.exec_driver_sql("UPDATE snapshots SET step = 77")
+        child = os.fork()
+        if child:
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+            raise ZeroDivisionError
+        try:
+            with file.write():
+                os._exit(1)
+        except errors.UsageError:
+            os._exit(3)
+        finally:
+            os._exit(2)
+    is_sound(path)
+
+
+def test_a_child_unwinds_out_of_the_block_without_touching_the_file(
+    file: Database, path: Path
+) -> None:
+    Line(Repository(file)).commit({"w": "1"})
+
+    def block() -> None:
+        nonlocal child
+        with file.write() as connection:
+            connection.exec_driver_sql("UPDATE scopes SET created_at = '2001-01-01'")
+            child = os.fork()
+            if child:
+                os.waitpid(child, 0)
+
+    child, parent = -1, os.getpid()
+    try:
+        block()
+    except BaseException as error:
+        if os.getpid() == parent:
+            raise
+        os._exit(0 if isinstance(error, errors.UsageError) else 1)
+    if os.getpid() != parent:
+        os._exit(1)
+    assert file.fetch(text("SELECT created_at FROM scopes"))[0][0] == "2001-01-01"
+    file.close()
+    is_sound(path)
+
+
+def test_a_fork_waits_for_the_transaction_of_another_thread(file: Database, path: Path) -> None:
+    inside, order = threading.Event(), []
+
+    def write() -> None:
+        with file.write() as connection:
+            connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS x (a)")
+            connection.exec_driver_sql("DROP TABLE x")
+            inside.set()
+            time.sleep(0.2)
+            order.append("transaction")
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    inside.wait()
+    assert in_child(lambda: use(file, "child")) == 0
+    order.append("fork")
+    thread.join()
+    assert order == ["transaction", "fork"]
+    file.close()
+    is_sound(path)
+
+
+def test_a_thread_that_is_needed_inside_gets_in_while_a_fork_waits(file: Database) -> None:
+    waiting = threading.Event()
+
+    def write() -> None:
+        with forks.GATE:
+            waiting.set()
+            time.sleep(0.1)  # the fork is waiting by now
+            helper = threading.Thread(target=lambda: file.fetch(COUNT))
+            helper.start()
+            helper.join()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    waiting.wait()
+    start = time.monotonic()
+    assert in_child(lambda: None) == 0
+    thread.join()
+    assert time.monotonic() - start < 20
+
+
+def test_a_fork_gets_its_turn_while_a_thread_writes_without_pause(
+    file: Database, path: Path
+) -> None:
+    stop = threading.Event()
+    line = Line(Repository(file))
+
+    def write() -> None:
+        while not stop.is_set():
+            line.commit({"w": str(line.head)})
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        statuses = [in_child(lambda n=n: use(file, f"child {n}")) for n in range(5)]  # type: ignore[misc]
+    finally:
+        stop.set()
+        thread.join()
+    assert statuses == [0] * 5
+    file.close()
+    is_sound(path)
+
+
+def test_a_fork_that_waited_in_vain_cannot_use_what_others_were_inside(
+    file: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forks, "LONGEST_WAIT", 0.1)
+    inside, leave = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with file.write():
+            inside.set()
+            leave.wait()
+
+    def child() -> None:
+        with pytest.raises(errors.UsageError):
+            file.fetch(COUNT)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    inside.wait()
+    status = in_child(child)
+    leave.set()
+    thread.join()
+    assert status == 0
+
+
+def test_a_lock_is_never_inherited_locked() -> None:
+    lock, held = forks.Lock(), threading.Event()
+
+    def hold() -> None:
+        with lock, lock:
+            held.set()
+            time.sleep(0.1)
+
+    def child() -> None:
+        with lock:
+            pass
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    assert in_child(child) == 0
+    thread.join()
+    with lock:
+        assert in_child(child) == 0
+
+
+def test_a_database_in_memory_is_a_copy_in_the_child() -> None:
+    database = Database.memory()
+    use(database, "before")
+    assert in_child(lambda: use(database, "child")) == 0
+    with database.write() as connection:
+        assert in_child(lambda: connection.exec_driver_sql("DELETE FROM tags")) == 0
+    assert database.fetch(COUNT)[0][0] == 1
+    database.close()
+
+
+def test_a_child_inherits_no_open_file(file: Database, path: Path) -> None:
+    use(file, "before")
+
+    def child() -> None:
+        assert not [name for name in open_files() if name.startswith(str(path))]
+
+    if sys.platform == "linux":
+        assert in_child(child) == 0
+    use(file, "after")
+
+
+def open_files() -> list[str]:
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{number}"))
+        except OSError:
+            continue
+    return found
+
+
+def create(path: Path, barrier: Any, number: int) -> None:
+    barrier.wait()
+    database = Database.open(path)
+    use(database, f"worker {number}")
+    database.close()
+
+
+def test_eight_processes_create_one_store(path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(8)
+    workers = [context.Process(target=create, args=(path, barrier, n)) for n in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * 8
+    is_sound(path)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM scopes").fetchone() == (8,)
+        assert connection.execute("PRAGMA auto_vacuum").fetchone() == (2,)
+        assert connection.execute("PRAGMA page_size").fetchone() == (65536,)
+
+
+def contend(path: Path, barrier: Any, number: int) -> None:
+    database = Database.open(path)
+    line = Line(Repository(database))
+    barrier.wait()
+    for step in range(20):
+        while True:
+            try:
+                line.commit({f"w{number}": f"{number} {step}"})
+                break
+            except errors.ConflictError as conflict:
+                line.head = conflict.found
+    database.close()
+
+
+def test_one_of_two_writers_always_wins_and_nothing_is_lost(path: Path) -> None:
+    Database.open(path).close()
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(3)
+    workers = [context.Process(target=contend, args=(path, barrier, n)) for n in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * 3
+    is_sound(path)
+    database = Database.open(path, readonly=True)
+    assert Repository(database).head_version("main") == 60
+    database.close()
