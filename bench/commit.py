@@ -121,8 +121,8 @@ def _measure(
     rows, runs = quiet(settings, lambda: _one_run(settings, state, changing, bare=bare), RAW)
     note = (
         "Digests and statistics included; the peers do neither. Files and folders are fsynced on "
-        "every side; MB/s counts the bytes of the whole state. Before each sample that much memory is "
-        "touched and freed, so that a growing file does not pay for the host's fresh pages."
+        "every side; MB/s counts the bytes of the whole state. Before each sample as much memory "
+        "is touched and freed, so that a growing file does not pay for the host's fresh pages."
     )
     return Table(
         title=title, unit="ms", rows=rows, control=RAW, targets=targets, note=note, runs=runs

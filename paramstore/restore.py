@@ -41,9 +41,7 @@ def begin(working_set: WorkingSet, manifest: Manifest, reader: Reader) -> None:
 def continue_from(working_set: WorkingSet, manifest: Manifest) -> None:
     """Make the next commit a child of the snapshot."""
     working_set.parent = manifest.snapshot
-    working_set.parent_versions = {
-        name: entry.param_version_id for name, entry in manifest.entries.items()
-    }
+    working_set.parent_entries = dict(manifest.entries)
     working_set.extra_blobs = {}
 
 

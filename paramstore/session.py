@@ -5,12 +5,14 @@ Keeps one current working set and the lock; never does arithmetic on tensors and
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 from torch import Tensor, nn
 
@@ -30,14 +32,19 @@ from paramstore.lazy import UNREAD
 from paramstore.modes import outside_modes
 from paramstore.reader import MapLocation, Reader
 from paramstore.refs import check_param_name, check_scope_name, parse_ref, suggest
+from paramstore.request import Request
 from paramstore.restore import Names, begin, continue_from, restore
 from paramstore.scope import Scopes, own_name
 from paramstore.snapshot import Log, Snapshot
 from paramstore.working_set import StateDict, WorkingSet
-from paramstore.writer import Request, Writer
+from paramstore.writer import Writer
 
 Reference = Snapshot | int | str
 """A snapshot, a version in the current scope, or text such as ``main@warm``."""
+
+
+_sessions: WeakSet[Session] = WeakSet()
+_held_for_fork: list[threading.RLock] = []
 
 
 class Backend:
@@ -69,6 +76,7 @@ class Session:
     ) -> None:
         """Continue a scope of a database, or begin in memory; an error closes the database."""
         self.lock = threading.RLock()
+        _sessions.add(self)
         self.private = database is None
         self._connect = connect
         self._backend = None if database is None else connect(database)
@@ -389,3 +397,21 @@ class Session:
         with self.lock:
             self._backend = self.backend  # that of a private store is made now
             return self._opened(scope)
+
+
+def _before_fork() -> None:
+    """Wait for every session: a child has none of the threads that could release its lock."""
+    for session in list(_sessions):
+        session.lock.acquire()
+        _held_for_fork.append(session.lock)
+
+
+def _after_fork() -> None:
+    while _held_for_fork:
+        _held_for_fork.pop().release()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
+    )

@@ -30,11 +30,11 @@ from paramstore.lazy import UNREAD
 from paramstore.modes import outside_modes
 from paramstore.reader import MapLocation, SnapshotView
 from paramstore.refs import check_scope_name
+from paramstore.request import Request
 from paramstore.restore import Names
 from paramstore.session import Backend, Reference, Session
 from paramstore.snapshot import History, Log, ScopeInfo, Snapshot
 from paramstore.working_set import StateDict, Unconstrained, WorkingSet, logger
-from paramstore.writer import Request
 
 _held = dict.__getitem__
 

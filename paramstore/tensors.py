@@ -101,13 +101,13 @@ class Encoded:
         hasher = blake3(self.header, max_threads=threads)
         return hasher.update(self.data).digest()
 
-    def chunks(self) -> Iterator[bytes | memoryview]:
-        """Yield the bytes: header and the first ``CHUNK`` of data joined, then views of the rest.
+    def chunks(self) -> Iterator[memoryview]:
+        """Yield views of the data, ``CHUNK`` bytes each, one empty view where there is none.
 
-        The joined chunks are a valid safetensors file.
+        Joined behind the header they are a valid safetensors file.
         """
         data = self.data
-        yield b"".join((self.header, data[:CHUNK]))
+        yield data[:CHUNK]
         for start in range(CHUNK, len(data), CHUNK):
             yield data[start : start + CHUNK]
 

@@ -9,7 +9,6 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -89,8 +88,7 @@ class Stored(NamedTuple):
     """xxh3-128 of the bytes when they were last seen equal; None before the first read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One live tensor, ready to be stored."""
 
     name: str
@@ -126,8 +124,8 @@ class WorkingSet:
         """The newest snapshot of the scope that this store has seen."""
         self.parent: Snapshot | None = None
         """The snapshot that the next commit continues."""
-        self.parent_versions: dict[str, int] = {}
-        """Param version of every name in ``parent``."""
+        self.parent_entries: dict[str, Entry] = {}
+        """Every parameter of ``parent``."""
         self.extra_blobs: dict[tuple[bytes, int], tuple[int, bytes]] = {}
         """Blobs of the last extras by fingerprint and size: row id and digest."""
         self._specs: dict[int, tuple[Constraint, Spec]] = {}
@@ -178,8 +176,15 @@ class WorkingSet:
                 self.names[value] = new
         if stored := self.stored.pop(old, None):
             self.stored[new] = stored._replace(entry=_renamed(stored.entry, new))
-        if old in self.parent_versions and self.parent and self.parent.scope == self.scope:
-            self.parent_versions[new] = self.parent_versions.pop(old)
+        if old in self.parent_entries and self.parent and self.parent.scope == self.scope:
+            self.parent_entries[new] = _renamed(self.parent_entries.pop(old), new)
+
+    def as_in_parent(self, entry: Entry) -> Entry:
+        """The parent's row of the same content where there is one: a value that came back from
+        another snapshot is no change then.
+        """
+        parent = self.parent_entries.get(entry.name)
+        return parent if parent is not None and parent.line == entry.line else entry
 
     def clear(self) -> None:
         """Empty the tables; attached objects stay, and so does what is known of stored bytes."""
@@ -250,7 +255,9 @@ class WorkingSet:
         """Every live tensor: parameters and the buffers of bound modules."""
         for name, tensor in self.params.live():
             constraint = self.constraints[name]
-            kind = "parameter" if isinstance(tensor, nn.Parameter) else "tensor"
+            # The type is asked first: isinstance of a Parameter runs Python code.
+            plain = type(tensor) is Tensor or not isinstance(tensor, nn.Parameter)
+            kind = "tensor" if plain else "parameter"
             transform = self.transforms_of(name, constraint).forward
             yield Item(name, kind, tensor, self.spec(constraint), transform)
         for name, tensor in self.buffers().items():

@@ -30,7 +30,8 @@ def there_and_back(value: object) -> Any:
     """As a store does it: large tensors as blobs."""
     encoder = Encoder()
     skeleton = encoder.encode(value, "extras['x']")
-    blobs = [b"".join(tensors.encode(t, name="x").chunks()) for t in encoder.tensors]
+    encoded = [tensors.encode(tensor, name="x") for tensor in encoder.tensors]
+    blobs = [b"".join((blob.header, *blob.chunks())) for blob in encoded]
     return decode(skeleton, lambda number: tensors.decode(blobs[number]))
 
 

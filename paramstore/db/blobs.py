@@ -21,7 +21,7 @@ from sqlalchemy import (
     select,
 )
 
-from paramstore.db.bulk import VARIABLES, batched, insert, next_ids, select_in
+from paramstore.db.bulk import VARIABLES, batched, insert, insert_value, next_ids, select_in
 from paramstore.db.engine import Database
 from paramstore.db.records import NewBlob
 from paramstore.db.schema import CHUNK_BITS, DEDUPLICATED_FROM, blobs, chunks
@@ -32,9 +32,7 @@ CHUNK: Final = 1 << 20
 BUFFER: Final = 8 << 20
 """Bytes bound to, or fetched by, one statement; one chunk more at most."""
 _ALONE_FROM: Final = 1 << 16
-"""Bytes from which a chunk is read by itself, without the copies of a query."""
-_COPIED: Final = 4096
-"""Bytes up to which a copy that the driver binds faster is cheaper than none."""
+"""Bytes from which a chunk is written and read by itself, without a statement's copies."""
 _SHAPE: Final = re.compile(r"\[(\d{1,19}(,\d{1,19})*)?\]", re.ASCII)
 _SEQS: Final = 1 << CHUNK_BITS
 
@@ -75,13 +73,17 @@ def _row(row_id: int, blob: NewBlob) -> tuple[Any, ...]:
 
 
 def _insert_chunks(connection: Connection, new: Iterable[tuple[int, NewBlob]]) -> None:
-    waiting: list[tuple[int, bytes | bytearray | memoryview]] = []
+    waiting: list[tuple[int, bytearray]] = []
     nbytes = 0
     for blob_id, blob in new:
+        header = blob.header
         for row_id, chunk in enumerate(blob.chunks(), blob_id << CHUNK_BITS):
-            length = len(chunk)
-            waiting.append((row_id, bytearray(chunk) if length <= _COPIED else chunk))
-            nbytes += length
+            if len(chunk) >= _ALONE_FROM:
+                insert_value(connection, chunks, row_id, (header, chunk))
+            else:
+                waiting.append((row_id, bytearray(header) + chunk))
+                nbytes += len(chunk)
+            header = b""
             if nbytes >= BUFFER:
                 insert(connection, chunks, waiting)
                 waiting, nbytes = [], 0

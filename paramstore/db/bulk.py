@@ -15,6 +15,8 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Dialect, Executable, Table
 
+from paramstore.db import sqlite
+
 VARIABLES: Final = 500
 """Values in one IN list; databases limit them, and each length is a statement of its own."""
 
@@ -37,6 +39,17 @@ def insert(connection: Connection, table: Table, rows: Sequence[Sequence[Any]]) 
     """
     for length, group in groupby(rows, key=len):
         connection.exec_driver_sql(_insert(table, length, connection.dialect), list(group))
+
+
+def insert_value(
+    connection: Connection, table: Table, row_id: int, parts: Sequence[bytes | memoryview]
+) -> None:
+    """Insert a row whose second column is one large value, given in parts."""
+    if connection.dialect.name == "sqlite":
+        driver = connection.connection.driver_connection
+        sqlite.insert_value(driver, table.name, table.columns[1].name, row_id, parts)
+    else:
+        insert(connection, table, [(row_id, b"".join(parts))])
 
 
 def next_ids(connection: Connection, table: Table, count: int) -> range:

@@ -38,6 +38,9 @@ from paramstore.snapshot import Snapshot
 
 _values: BindParameter[Any] = bindparam("values", expanding=True)
 _SCOPE = select(scopes.c.id, scopes.c.head_version).where(scopes.c.name == bindparam("name"))
+_MOVE_HEAD = (
+    scopes.update().where(scopes.c.id == bindparam("row")).values(head_version=bindparam("version"))
+)
 _PARENT = (
     select(scopes.c.name, snapshots.c.version)
     .join_from(snapshots, scopes)
@@ -91,11 +94,10 @@ class Catalogue:
         draft = self._draft
         now = datetime.now(UTC)
         scope_id, version = self._move_head(now)
-        parent, parent_versions = self._parent()
+        parent = self._parent()
         self._check_blobs()
-        self._check_kept(parent_versions)
+        restored = self._check_kept() if self._kept else 0
         entries = self._entries(scope_id, version)
-        versions = {entry.param_version_id for entry in entries.values()}
         header = Header(
             scope=draft.scope,
             version=version,
@@ -105,7 +107,7 @@ class Catalogue:
             message=draft.message,
             kind=draft.kind,
             params=len(entries),
-            changed=len(versions - parent_versions) if parent else len(self._new),
+            changed=len(self._new) + (restored if parent else 0),
             nbytes=sum(entry.nbytes for entry in entries.values()),
             added_nbytes=added_nbytes,
         )
@@ -127,28 +129,25 @@ class Catalogue:
             new = (scope_id, draft.scope, version, time_text(now))
             bulk.insert(self._connection, scopes, [new])
             return scope_id, version
-        moved = scopes.update().where(scopes.c.id == row.id).values(head_version=version)
-        self._connection.execute(moved)
+        self._connection.execute(_MOVE_HEAD, {"row": row.id, "version": version})
         return row.id, version
 
-    def _parent(self) -> tuple[str | None, set[int]]:
-        """Return the reference of the parent and its param versions; nothing where it is gone."""
+    def _parent(self) -> str | None:
+        """Return the reference of the parent; None where there is none, or it is gone."""
         if self._draft.parent_id is None:
-            return None, set()
-        key = {"id": self._draft.parent_id}
-        row = self._connection.execute(_PARENT, key).first()
-        if row is None:
-            return None, set()
-        return f"{row.name}@{row.version}", {
-            row_id for (row_id,) in self._connection.execute(_PARENT_VERSIONS, key).all()
-        }
+            return None
+        row = self._connection.execute(_PARENT, {"id": self._draft.parent_id}).first()
+        return row and f"{row.name}@{row.version}"
 
     def _check_blobs(self) -> None:
         """Refuse blobs that are gone; those that this transaction saw cannot be."""
-        needed = {blob_id for entry in self._new.values() for blob_id in _blob_ids(entry)}
         of_extras = dict(self._draft.extra_blobs)
-        unseen = (needed | of_extras.keys()) - self._written.keys()
-        found = {**self._written, **digests(self._connection, unseen)}
+        needed = {entry.blob_id for entry in self._new.values()}.union(
+            of_extras, *(entry.spec_blobs for entry in self._new.values())
+        )
+        found = self._written
+        if unseen := needed - found.keys():
+            found = {**found, **digests(self._connection, unseen)}
         names = [
             name
             for name, entry in self._new.items()
@@ -159,13 +158,26 @@ class Catalogue:
         if names or gone:
             raise StaleEntries(names, gone)
 
-    def _check_kept(self, parent_versions: set[int]) -> None:
-        """Refuse unchanged values whose rows are gone; those that the parent holds cannot be."""
-        needed = {e.param_version_id for e in self._kept.values()} - parent_versions
-        found = {row.id for row in bulk.select_in(self._connection, _VERSIONS, needed)}
-        gone = needed - found
+    def _check_kept(self) -> int:
+        """Refuse unchanged values whose rows are gone; those that the parent holds cannot be.
+
+        Returns:
+            How many of them the parent does not hold: values of another snapshot.
+        """
+        key = {"id": self._draft.parent_id}
+        rows = self._connection.execute(_PARENT_VERSIONS, key).all()
+        of_parent = {row_id for (row_id,) in rows}
+        others = {
+            name: entry.param_version_id
+            for name, entry in self._kept.items()
+            if entry.param_version_id not in of_parent
+        }
+        stored = bulk.select_in(self._connection, _VERSIONS, set(others.values()))
+        found = {row_id for (row_id,) in stored}
+        gone = [name for name, row_id in others.items() if row_id not in found]
         if gone:
-            raise StaleEntries(n for n, e in self._kept.items() if e.param_version_id in gone)
+            raise StaleEntries(gone)
+        return len(others)
 
     # -- rows ----------------------------------------------------------------------
 
@@ -274,10 +286,6 @@ def set_tags(connection: Connection, scope_id: int, snapshot_id: int, names: Ite
 def time_text(moment: datetime) -> str:
     """Return a UTC time as it stands in the tables."""
     return f"{moment:%Y-%m-%dT%H:%M:%S.%fZ}"
-
-
-def _blob_ids(entry: NewEntry) -> tuple[int, ...]:
-    return (entry.blob_id, *entry.spec_blobs)
 
 
 def _as_member(entry: Entry, name: str, scope_id: int, param_id: int) -> Entry:

@@ -72,7 +72,7 @@ class Database:
         self._connections: WeakSet[sqlite3.Connection] = WeakSet()
         self._in_use: set[object] = set()
         self._engine = self._make_engine()
-        GATE.members.add(self)
+        GATE.add(self)
 
     # -- opening and closing -------------------------------------------------------
 
@@ -324,6 +324,7 @@ class Database:
         if self._in_use:
             _forked_inside.add(self.path)
             self._in_use.clear()
+        # The list alone is emptied at the interpreter's exit.
         for connection in self._connections:
             _inherited.append(connection)
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
@@ -361,7 +362,7 @@ def is_open_here(path: str | os.PathLike[str]) -> bool:
 
     Then nobody but SQLite may open it: closing any other descriptor drops SQLite's locks.
     """
-    opened = [db.path for db in list(GATE.members) if db.path is not None and not db._closed]
+    opened = [db.path for db in GATE.members() if db.path is not None and not db._closed]
     try:
         return any(other.samefile(path) for other in opened if other.exists())
     except OSError:  # no such file, or not to be looked at; opening it will say so

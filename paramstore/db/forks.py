@@ -46,8 +46,17 @@ class Gate:
         self._changed = threading.Condition()
         self._inside: dict[int, int] = {}
         self._forking = False
-        self.members: WeakSet[Any] = WeakSet()
-        """Open databases, each a `Forkable`."""
+        self._members: WeakSet[Any] = WeakSet()
+
+    def add(self, member: Forkable) -> None:
+        """Tell ``member`` about forks for as long as it lives."""
+        with self._changed:
+            self._members.add(member)
+
+    def members(self) -> list[Any]:
+        """Return what was added and is still alive."""
+        with self._changed:
+            return list(self._members)
 
     def __enter__(self) -> None:
         me = threading.get_ident()
@@ -70,7 +79,7 @@ class Gate:
         self._changed.acquire()
         self._forking = True
         self._changed.wait_for(lambda: not self._inside.keys() - {me}, LONGEST_WAIT)
-        for member in list(self.members):
+        for member in self.members():
             member.before_fork()
 
     def after_fork_in_parent(self) -> None:
@@ -85,7 +94,7 @@ class Gate:
         self._changed = threading.Condition()
         self._forking = False
         self._inside = {me: self._inside[me]} if me in self._inside else {}
-        for member in list(self.members):
+        for member in self.members():
             member.after_fork_in_child()
 
 

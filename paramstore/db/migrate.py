@@ -45,9 +45,10 @@ def prepare(database: Database, *, create: bool) -> None:
     if found is None and create:
         database.outside_transaction(lambda c: sqlite.set_pragmas(c, *sqlite.NEW_FILE))
         _migrate(database, from_empty=True)
-    elif found is None:
+        found = _revision(database)
+    if found is None:
         raise NotFoundError(f"{database.name} is empty: there is no store in it")
-    elif found != REVISION:
+    if found != REVISION:
         raise _other_version(database, found)
 
 
@@ -63,6 +64,8 @@ def upgrade(where: str | os.PathLike[str], *, timeout: float = 60.0) -> str:
         SchemaError: the migration lost rows; nothing was changed.
     """
     path = sqlite.locate(where)
+    if path is None or not path.exists():
+        raise NotFoundError(f"there is no store at {str(where)!r}")
     database = Database(path, mode="rw", timeout=timeout)
     try:
         found = _revision(database)
@@ -100,8 +103,8 @@ def _revision(database: Database) -> str | None:
 def _migrate(database: Database, *, from_empty: bool) -> None:
     with database.write(foreign_keys=False) as connection:
         before = _row_counts(connection)
-        # Another process may have created the tables while this one waited for the lock.
-        if from_empty and VERSION_TABLE in before:
+        # Another process may have made tables while this one waited for the lock.
+        if from_empty and before.keys() - {"sqlite_sequence"}:
             return
         _run(connection)
         _check(database, connection, before)

@@ -160,7 +160,11 @@ class Rows(NamedTuple):
         """Return the parameters; None where a row is not what was committed."""
         try:
             entries = sorted(_entry(self.header.id, row) for row in self.entries)
-            intact = self.digest(entries) == self.stored_digest
+            intact = (
+                self.digest(entries) == self.stored_digest
+                and len(entries) == self.header.params
+                and sum(entry.nbytes for entry in entries) == self.header.nbytes
+            )
         except (TypeError, AttributeError, CorruptError):  # a row leads nowhere, or is no shape
             return None
         return entries if intact else None

@@ -77,13 +77,15 @@ class NewBlob:
     """The bytes of one tensor on their way into the database."""
 
     digest: bytes
-    """BLAKE3-256 of all chunks joined."""
+    """BLAKE3-256 of the header and all chunks joined."""
+    header: bytes = b""
+    """What the first row has in front of its chunk."""
     nbytes: int
-    """Length of all chunks joined."""
+    """Length of the header and all chunks joined."""
     dtype: str
     shape: tuple[int, ...]
     chunks: Callable[[], Iterable[bytes | memoryview]]
-    """Makes the chunks anew at every call: 1 MiB each, the header on top of the first."""
+    """Makes the chunks anew at every call: one for each row, 1 MiB each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

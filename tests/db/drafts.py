@@ -24,13 +24,14 @@ def blob(value: bytes | str) -> NewBlob:
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
 
-    def chunks() -> Iterator[bytes | memoryview]:
-        yield header + data[:CHUNK]
+    def chunks() -> Iterator[memoryview]:
+        yield memoryview(data)[:CHUNK]
         for start in range(CHUNK, len(data), CHUNK):
             yield memoryview(data)[start : start + CHUNK]
 
     return NewBlob(
         digest=blake3(header + data).digest(),
+        header=header,
         nbytes=len(header) + len(data),
         dtype="U8",
         shape=(len(data),),

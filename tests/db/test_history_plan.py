@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Iterator
 
 import pytest
 from drafts import Line
@@ -12,8 +13,16 @@ from paramstore.db.queries import HISTORY
 from paramstore.db.repository import Repository
 
 
+@pytest.fixture
+def memory() -> Iterator[Database]:
+    """Not a file: hundreds of commits take hundreds of milliseconds there only to be durable."""
+    database = Database.memory()
+    yield database
+    database.close()
+
+
 def plan(database: Database) -> list[str]:
-    dialect = sqlite.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+    dialect = sqlite.dialect(paramstyle="named")
     query = HISTORY.compile(dialect=dialect)
     values = query.construct_params({"scope": "main", "name": "w", "limit": 100})
 
@@ -62,14 +71,14 @@ def test_statistics_of_the_planner_do_not_change_the_order(file: Database) -> No
 
 @pytest.mark.parametrize("limit", [1, 100])
 def test_the_last_versions_cost_the_same_however_many_there_are(
-    file: Database, limit: int
+    memory: Database, limit: int
 ) -> None:
-    line = Line(Repository(file))
+    line = Line(Repository(memory))
     work = []
     for version in range(1, 401):
         line.commit({"w": str(version)})
         if version in (100, 400):
-            work.append(rows_visited(file, limit))
+            work.append(rows_visited(memory, limit))
     assert work[1] <= 1.1 * work[0] + 50
 
 
@@ -92,8 +101,8 @@ def rows_visited(database: Database, limit: int) -> int:
     return steps
 
 
-def test_a_long_history_is_read_in_milliseconds(file: Database) -> None:
-    line = Line(Repository(file))
+def test_a_long_history_is_read_in_milliseconds(memory: Database) -> None:
+    line = Line(Repository(memory))
     for version in range(300):
         line.commit({f"p{i}": f"{version} {i}" for i in range(20)})
     spent = []

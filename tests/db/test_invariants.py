@@ -90,9 +90,7 @@ def test_every_invariant_is_checked_and_tested() -> None:
 @pytest.mark.parametrize(
     ("name", "script"), [(name, script) for name, scripts in DAMAGE.items() for script in scripts]
 )
-def test_what_breaks_an_invariant_is_found_by_it(
-    whole: Database, name: str, script: str
-) -> None:
+def test_what_breaks_an_invariant_is_found_by_it(whole: Database, name: str, script: str) -> None:
     def damage(connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA foreign_keys=OFF")
         connection.executescript(script)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 from blake3 import blake3
@@ -50,7 +51,8 @@ GOLDEN = "b0923eaf1e6caa79224bd375e9cb50c5d7eb3b2841e1dcef0363164c61d49e19"
 
 @pytest.mark.parametrize("field", Header._fields)
 def test_every_field_of_the_snapshot_counts(field: str) -> None:
-    other = HEADER._replace(**{field: "x" if isinstance(getattr(HEADER, field), str) else 77})
+    value: Any = "x" if isinstance(getattr(HEADER, field), str) else 77
+    other = HEADER._replace(**{field: value})
     assert snapshot_digest(other, {}, [], [], []) != snapshot_digest(HEADER, {}, [], [], [])
 
 

@@ -5,9 +5,9 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from drafts import Line
@@ -22,6 +22,7 @@ from paramstore.db.views import create_views
 from paramstore.testing import invariants
 
 ROOT = Path(__file__).parents[2]
+NOT_TO_BE_CREATED: list[dict[str, Any]] = [{"create": False}, {"readonly": True}]
 
 
 def statements(connection: sqlite3.Connection) -> dict[str, str]:
@@ -144,7 +145,7 @@ def test_a_database_of_another_program_is_refused_and_left_alone(
 
 def test_an_empty_file_becomes_a_store_only_when_it_may(path: Path) -> None:
     path.touch()
-    for options in ({"create": False}, {"readonly": True}):
+    for options in NOT_TO_BE_CREATED:
         with pytest.raises(errors.NotFoundError, match="is empty"):
             Database.open(path, **options)
     with pytest.raises(errors.NotFoundError, match="is empty"):
@@ -156,14 +157,21 @@ def test_an_empty_file_becomes_a_store_only_when_it_may(path: Path) -> None:
 # -- upgrades ----------------------------------------------------------------------
 
 
+def test_there_is_nothing_to_upgrade_where_there_is_no_file(path: Path) -> None:
+    for where in (path, ":memory:"):
+        with pytest.raises(errors.NotFoundError, match="no store"):
+            migrate.upgrade(where)
+    assert not path.exists()
+
+
 @pytest.fixture
-def next_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def next_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of a second migration, whose upgrade the test writes."""
     folder = tmp_path / "100% migrations"
     shutil.copytree(migrate.scripts(), folder)
     monkeypatch.setattr(migrate, "scripts", lambda: folder)
     monkeypatch.setattr(migrate, "REVISION", "0002")
-    yield folder / "versions" / "0002_next.py"
+    return folder / "versions" / "0002_next.py"
 
 
 SECOND = """

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from drafts import CHUNK, Line, blob
 
 from paramstore.db.engine import Database
@@ -28,7 +29,7 @@ def run(file: Database, path: Path) -> Path:
     line = Line(Repository(file))
     line.commit({"w": "1", "big": b"x" * (CHUNK + 10)}, step=10, tags=["b, c", "a"])
     kept = line.entries
-    line.commit({"w": "2"}, step=20, message="it's \"odd\"\n| x")
+    line.commit({"w": "2"}, step=20, message='it\'s "odd"\n| x')
     line.commit(without=["w"])
     line.entries = kept
     line.commit()
@@ -115,4 +116,6 @@ def test_the_sqlite3_command_alone_reads_a_run_and_takes_a_tensor_out(
         )
         assert int(written) > 0
     whole = b"".join(part.read_bytes() for part in parts)
-    assert whole == b"".join(map(bytes, blob(b"x" * (CHUNK + 10)).chunks()))
+    stored = blob(b"x" * (CHUNK + 10))
+    assert whole == stored.header + b"x" * (CHUNK + 10)
+    assert blake3(whole).digest() == stored.digest

@@ -39,6 +39,18 @@ class HistoryConformance:
             store.commit(step=step)
         assert [row.step for row in store.history("x", limit=2)] == [3, 4]
 
+    def test_a_value_restored_and_set_back_is_no_change(self, make_store: MakeStore) -> None:
+        store = make_store()
+        store["x"] = torch.tensor(0.0)
+        store.commit()
+        fill(store["x"], 1.0)
+        store.commit()
+        store.restore(1, include="x")
+        fill(store["x"], 1.0)
+        assert not store.changed()
+        assert store.commit().changed == 0
+        assert [row.version for row in store.history("x")] == [1, 2]
+
     def test_history_has_a_row_for_a_return_after_absence(self, make_store: MakeStore) -> None:
         store = make_store()
         store["x"], store["other"] = torch.ones(2), torch.zeros(1)

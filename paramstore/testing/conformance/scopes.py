@@ -127,6 +127,22 @@ class ScopeConformance:
             assert store["x"].item() == 1.0
         assert store.at("guide-a").snapshot.version == 1
 
+    def test_leaving_a_scope_commits_what_a_filtered_restore_brought_back(
+        self, make_store: MakeStore
+    ) -> None:
+        store = make_store()
+        with store.scope("guide-a"):
+            store["x"], store["y"] = torch.tensor(1.0), torch.tensor(1.0)
+            store.commit()
+            fill(store["x"], 2.0)
+            fill(store["y"], 2.0)
+            store.commit()
+            store.restore(1, include="x")
+            assert set(store.changed()) == {"x"}
+        view = store.at("guide-a")
+        assert (view.snapshot.version, view.snapshot.parent) == (3, "guide-a@2")
+        assert (view["x"].item(), view["y"].item()) == (1.0, 2.0)
+
     def test_a_scope_without_commit_writes_nothing_and_keeps_its_tensors(
         self, make_store: MakeStore
     ) -> None:

@@ -1,0 +1,174 @@
+"""Tensors on their way into the database: encoded, hashed and described in batches.
+
+Reads tensors and never changes one; knows nothing of scopes and snapshots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from torch import Tensor
+
+from paramstore import tensors
+from paramstore.db.repository import NewBlob, NewEntry
+from paramstore.statistics import describe
+
+if TYPE_CHECKING:
+    from torch.distributions.transforms import Transform
+
+    from paramstore.snapshot import Statistics
+    from paramstore.working_set import Item
+
+BATCH_BYTES: Final = 8 << 20
+"""Tensors hashed and handed over together; the first write waits for one such batch."""
+BATCH_TENSORS: Final = 4096
+
+
+class Job:
+    """One tensor that may have to be written.
+
+    **Ownership**: keeps the tensor; a copy of one that is strided, or on another device, until
+    ``release``.
+    """
+
+    __slots__ = (
+        "_blob",
+        "_encoded",
+        "blob_id",
+        "fingerprint",
+        "item",
+        "name",
+        "nbytes",
+        "seq",
+        "statistics",
+        "tensor",
+    )
+
+    def __init__(
+        self, name: str, tensor: Tensor, *, item: Item | None = None, seq: int = -1
+    ) -> None:
+        """Encode and fingerprint a tensor.
+
+        Raises:
+            UnsupportedTensorError: it has no stored form.
+        """
+        encoded = tensors.encode(tensor, name=name)
+        self._encoded: tensors.Encoded | None = encoded
+        self._blob: NewBlob | None = None
+        self.name = name
+        self.tensor = tensor
+        self.item = item
+        """The parameter that it is the value of; None for any other tensor."""
+        self.seq = seq
+        """Its place among the tensors of the extras."""
+        self.fingerprint = encoded.fingerprint()
+        self.nbytes = encoded.nbytes
+        """Bytes that it takes in the database."""
+        self.statistics: Statistics | None = None
+        self.blob_id = 0
+        """Its row, once it is written."""
+
+    @property
+    def encoded(self) -> tensors.Encoded:
+        """The encoded tensor, made again where the copy has been released."""
+        return self._encoded or tensors.encode(self.tensor, name=self.name)
+
+    @property
+    def blob(self) -> NewBlob:
+        """Its bytes under their digest."""
+        return self._blob or self.hash()
+
+    def hash(self) -> NewBlob:
+        """Make the digest."""
+        encoded = self.encoded
+        self._blob = NewBlob(
+            digest=encoded.digest(),
+            header=encoded.header,
+            nbytes=self.nbytes,
+            dtype=encoded.dtype,
+            shape=tuple(encoded.shape),
+            chunks=self._chunks,
+        )
+        return self._blob
+
+    def _chunks(self) -> Iterator[memoryview]:
+        return self.encoded.chunks()
+
+    @property
+    def content(self) -> tuple[bytes, int]:
+        """What tells whether two tensors are the same."""
+        return self.fingerprint, self.nbytes
+
+    @property
+    def copied(self) -> int:
+        """Bytes of a copy that waits to be written; none for a view of the live tensor."""
+        if self._encoded is None or self._encoded.owner is self.tensor:
+            return 0
+        return self.nbytes
+
+    def release(self) -> None:
+        """Let go of a copy; a view costs nothing."""
+        if self.copied:
+            self._encoded = None
+
+    def entry(self, item: Item, spec_blobs: tuple[int, ...]) -> NewEntry:
+        """Describe the parameter, now that its tensor and its constraint's are written."""
+        blob, transform = self.blob, item.transform
+        return NewEntry(
+            name=self.name,
+            kind=item.kind,
+            requires_grad=self.tensor.requires_grad,
+            blob_id=self.blob_id,
+            digest=blob.digest,
+            nbytes=self.nbytes,
+            dtype=blob.dtype,
+            stored_shape=blob.shape,
+            spec=item.spec.text,
+            spec_blobs=spec_blobs,
+            shape=blob.shape if transform is None else _value_shape(transform, blob.shape),
+            statistics=self.statistics,
+        )
+
+
+def batched(jobs: Iterable[Job]) -> Iterator[list[Job]]:
+    """Cut jobs into batches that are worth a statement, and small enough to begin with."""
+    batch: list[Job] = []
+    nbytes = 0
+    for job in jobs:
+        batch.append(job)
+        nbytes += job.nbytes
+        if nbytes >= BATCH_BYTES or len(batch) >= BATCH_TENSORS:
+            yield batch
+            batch, nbytes = [], 0
+    if batch:
+        yield batch
+
+
+def hashed(batch: list[Job]) -> list[Job]:
+    """Make the digests of a batch."""
+    for job in batch:
+        job.hash()
+    return batch
+
+
+def values_of(batch: list[Job]) -> list[tuple[Tensor, Transform | None]]:
+    """What :func:`describe_all` needs, held before a copy is released."""
+    return [(job.encoded.owner, job.item.transform if job.item else None) for job in batch]
+
+
+def describe_all(batch: list[Job], values: list[tuple[Tensor, Transform | None]]) -> None:
+    """Make the statistics of a batch."""
+    for job, statistics in zip(batch, describe(values), strict=True):
+        job.statistics = statistics
+
+
+def pays_for_a_thread(every: list[Tensor]) -> bool:
+    """Whether hashing and writing should overlap: with small tensors both hold the interpreter."""
+    # Not nbytes: a sparse tensor has none, and has yet to be refused by name.
+    nbytes = sum(tensor.numel() * tensor.element_size() for tensor in every)
+    return nbytes > max(BATCH_BYTES, len(every) << 14)
+
+
+def _value_shape(transform: Transform, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(transform.forward_shape(shape))

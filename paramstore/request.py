@@ -1,0 +1,84 @@
+"""What a caller says about a snapshot, checked before anything is written.
+
+Plain values; must never look at the working set or the database.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from paramstore.errors import InvalidInputError
+from paramstore.refs import check_param_name, check_tag_name, is_encodable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a caller says about a snapshot."""
+
+    step: int | None = None
+    message: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Sequence[str] = ()
+    extras: Mapping[str, object] = field(default_factory=dict)
+    append: bool = False
+    """Commit although another writer moved the head of the scope."""
+
+    @classmethod
+    def checked(
+        cls,
+        *,
+        step: int | None,
+        message: str | None,
+        metrics: Mapping[str, float],
+        tags: Iterable[str],
+        extras: Mapping[str, object],
+        on_conflict: str,
+    ) -> Request:
+        """Check what a caller says, before anything is written.
+
+        Raises:
+            InvalidInputError, InvalidNameError: names the argument and what it should be.
+        """
+        if on_conflict not in ("raise", "append"):
+            raise InvalidInputError(f"on_conflict is 'raise' or 'append', got {on_conflict!r}")
+        if isinstance(tags, str):
+            raise InvalidInputError(f"tags is a list of names; write tags=[{tags!r}]")
+        for what, names in (("metric", metrics), ("extra", extras)):
+            for name in names:
+                check_param_name(name, what)
+        return cls(
+            step=None if step is None else _integer("step", step),
+            message=None if message is None else _text("message", message),
+            metrics={name: _number(name, value) for name, value in metrics.items()},
+            tags=[check_tag_name(name) for name in tags],
+            extras=dict(extras),
+            append=on_conflict == "append",
+        )
+
+
+def _integer(name: str, value: object) -> int:
+    try:
+        found = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InvalidInputError(f"{name} is a whole number, got {value!r}") from None
+    if not -(2**63) <= found < 2**63:
+        raise InvalidInputError(f"{name} is a 64-bit number, got {found}")
+    return found
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or "\0" in value or not is_encodable(value):
+        raise InvalidInputError(f"{name} is text without NUL or lone surrogates, got {value!r}")
+    return value
+
+
+def _number(name: str, value: object) -> float:
+    try:
+        # float() of a tensor that requires a gradient warns; a loss often is one.
+        return float(value.detach() if isinstance(value, Tensor) else value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"metric {name!r} is a number, got {value!r}") from error
