@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from types import TracebackType
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
@@ -17,7 +17,7 @@ from paramstore.db.sqlite import Journal
 from paramstore.errors import InvalidInputError
 from paramstore.reader import MapLocation
 from paramstore.session import Reference
-from paramstore.store import ParamStoreDict
+from paramstore.store import M, ParamStoreDict
 
 _URL = "PARAMSTORE_URL"
 _current: ParamStoreDict | None = None
@@ -137,11 +137,11 @@ def param(
 
 def module(
     name: str,
-    nn_module: nn.Module,
+    nn_module: M,
     update_module_params: bool = False,  # noqa: ARG001, FBT001, FBT002  # Pyro's signature
     *,
     strict: bool = True,
-) -> nn.Module:
+) -> M:
     """Bind a module to the module-level store; see :meth:`ParamStoreDict.module`.
 
     Stored values always go into the module's own tensors, with ``update_module_params`` and

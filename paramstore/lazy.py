@@ -34,16 +34,17 @@ class Params(dict[str, Tensor]):
     in C and the placeholders with them.
     """
 
-    __slots__ = ("_any_unread", "_read")
+    __slots__ = ("any_unread", "_read")
 
     def __init__(self, read: Callable[[Iterable[str]], None]) -> None:
         super().__init__()
         self._read = read
-        self._any_unread = False
+        self.any_unread = False
+        """Whether a look at every value may find a placeholder."""
 
     def expect(self, names: Iterable[str]) -> None:
         """Hold ``names`` unread."""
-        self._any_unread = True
+        self.any_unread = True
         for name in names:
             _put(self, name, UNREAD)
 
@@ -53,10 +54,10 @@ class Params(dict[str, Tensor]):
 
     def unread(self) -> list[str]:
         """The names that have not been read."""
-        if not self._any_unread:
+        if not self.any_unread:
             return []
         found = [name for name, value in super().items() if value is UNREAD]
-        self._any_unread = bool(found)
+        self.any_unread = bool(found)
         return found
 
     def live(self) -> list[tuple[str, Tensor]]:
@@ -65,7 +66,7 @@ class Params(dict[str, Tensor]):
 
     def load(self) -> None:
         """Read everything that is still unread."""
-        if self._any_unread and (names := self.unread()):
+        if self.any_unread and (names := self.unread()):
             self._read(names)
 
     def discard(self, name: str) -> Tensor | None:

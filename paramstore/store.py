@@ -13,7 +13,7 @@ from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, M
 from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -26,7 +26,7 @@ from paramstore.db.engine import Database
 from paramstore.db.sqlite import Journal
 from paramstore.diff import Diff
 from paramstore.errors import InvalidInputError, MismatchError
-from paramstore.lazy import UNREAD
+from paramstore.lazy import UNREAD, Params
 from paramstore.modes import outside_modes
 from paramstore.reader import MapLocation, SnapshotView
 from paramstore.refs import check_scope_name
@@ -35,6 +35,8 @@ from paramstore.restore import Names
 from paramstore.session import Backend, Reference, Session
 from paramstore.snapshot import History, Log, ScopeInfo, Snapshot
 from paramstore.working_set import StateDict, Unconstrained, WorkingSet, logger
+
+M = TypeVar("M", bound=nn.Module)
 
 _held = dict.__getitem__
 
@@ -55,7 +57,7 @@ class ParamStoreDict:
     memory only; neither ``close()`` nor leaving the ``with`` block commits.
     """
 
-    _params: dict[str, Tensor]
+    _params: Params
     _param_to_name: dict[Tensor, str]
     _constraints: dict[str, Constraint]
 
@@ -164,10 +166,9 @@ class ParamStoreDict:
         return trained
 
     def __setitem__(self, name: str, new_constrained_value: Tensor) -> None:
-        """Set the constrained value of a parameter; a new one is unconstrained.
+        """Set the constrained value of a parameter; a new one has no constraint.
 
-        A leaf without constraint is kept as it is and trained in place. To declare a parameter
-        with a constraint use :meth:`setdefault`.
+        A leaf without constraint is kept as it is. A constraint is declared by `setdefault`.
 
         Raises:
             InvalidNameError, InvalidValueError: nothing has changed.
@@ -213,7 +214,10 @@ class ParamStoreDict:
 
     def named_parameters(self) -> ItemsView[str, Tensor]:
         """The ``(name, unconstrained value)`` pairs: what is trained."""
-        return self._params.items()
+        params = self._params
+        if params.any_unread:
+            params.load()
+        return dict.items(params)
 
     def get_all_param_names(self) -> KeysView[str]:
         """Deprecated, as in Pyro: use :meth:`keys`."""
@@ -306,7 +310,7 @@ class ParamStoreDict:
 
     # ------------------------------------------------------------------ modules and objects
 
-    def module(self, name: str, nn_module: nn.Module, *, strict: bool = True) -> nn.Module:
+    def module(self, name: str, nn_module: M, *, strict: bool = True) -> M:
         """Bind a module, and return it: its parameters and persistent buffers become the store's.
 
         Frozen parameters too; all are named ``name$$$path``. Values that the store holds are
@@ -478,9 +482,8 @@ class ParamStoreDict:
         """Bring the working set, its modules and attached objects back to a snapshot.
 
         Tensors of the same shape, dtype and constraint are filled in place and lose their
-        gradient; others are replaced; names that the snapshot lacks are removed. With a filter
-        only the parameters that pass it are touched, and no attached object. The next commit is
-        a new version whose parent is this snapshot.
+        gradient; others are replaced; names that the snapshot lacks are removed. A filter keeps it
+        to the parameters that pass. The next commit is a new version, this snapshot its parent.
 
         Args:
             reference: The snapshot; of any scope.
@@ -572,11 +575,8 @@ class ParamStoreDict:
         self.close()
 
     def __repr__(self) -> str:
-        version = self.last.version if self.last else 0
-        return (
-            f"<ParamStoreDict {self._session.where()}: {len(self)} parameters, "
-            f"scope {self._current.scope!r} at version {version}>"
-        )
+        what = f"{self._session.where()}: {len(self)} parameters, scope {self._current.scope!r}"
+        return f"<ParamStoreDict {what} at version {self.last.version if self.last else 0}>"
 
     # ------------------------------------------------------------------ inside
 

@@ -101,24 +101,6 @@ class Gate:
 GATE = Gate()
 
 
-class Lock:
-    """A reentrant lock that a fork waits for, so that no child inherits it locked.
-
-    **Threads**: any. A thread that forks while it holds the lock holds it in the child too.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        GATE.__enter__()
-        self._lock.acquire()
-
-    def __exit__(self, *exception: object) -> None:
-        self._lock.release()
-        GATE.__exit__()
-
-
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=GATE.before_fork,

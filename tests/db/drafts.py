@@ -8,7 +8,9 @@ from typing import Any
 
 from blake3 import blake3
 
+from paramstore.db.engine import Database
 from paramstore.db.repository import Draft, Entry, NewBlob, NewEntry, Repository
+from paramstore.db.schema import blobs, chunks, param_versions
 from paramstore.snapshot import Snapshot, Statistics
 
 CHUNK = 1 << 20
@@ -103,3 +105,22 @@ class Line:
         entry = self.repository.manifest(snapshot).entries[name]
         data = b"".join(chunk for _, _, chunk in self.repository.read_blobs([entry.blob_id]))
         return data[8 + int.from_bytes(data[:8], "little") :]
+
+
+def gc(database: Database, *ids: int) -> None:
+    """Free blobs and the values made of them, as another process may between two transactions."""
+    with database.write() as connection:
+        for row_id in ids:
+            connection.execute(blobs.delete().where(blobs.c.id == row_id))
+            connection.execute(
+                chunks.delete().where(chunks.c.id.between(row_id << 20, (row_id + 1 << 20) - 1))
+            )
+            connection.execute(param_versions.delete().where(param_versions.c.blob_id == row_id))
+
+
+def expire(database: Database, snapshot: Snapshot) -> None:
+    """Forget a snapshot, as another process may."""
+    with database.write() as connection:
+        for table in ("snapshot_params", "metrics", "extras", "extra_blobs"):
+            connection.exec_driver_sql(f"DELETE FROM {table} WHERE snapshot_id = {snapshot.id}")
+        connection.exec_driver_sql(f"DELETE FROM snapshots WHERE id = {snapshot.id}")

@@ -277,27 +277,6 @@ def test_a_fork_that_waited_in_vain_cannot_use_what_others_were_inside(
     assert status == 0
 
 
-def test_a_lock_is_never_inherited_locked() -> None:
-    lock, held = forks.Lock(), threading.Event()
-
-    def hold() -> None:
-        with lock, lock:
-            held.set()
-            time.sleep(0.1)
-
-    def child() -> None:
-        with lock:
-            pass
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held.wait()
-    assert in_child(child) == 0
-    thread.join()
-    with lock:
-        assert in_child(child) == 0
-
-
 def test_a_database_in_memory_is_a_copy_in_the_child() -> None:
     database = Database.memory()
     use(database, "before")

@@ -163,5 +163,5 @@ class ModuleConformance:
     def test_a_class_in_place_of_a_module_is_refused(self, make_store: MakeStore) -> None:
         store = make_store()
         with pytest.raises((InvalidInputError, TypeError), match="Net"):
-            store.module("net", Net)  # type: ignore[arg-type]
+            store.module("net", Net)  # type: ignore[type-var]
         assert not store
