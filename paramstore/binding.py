@@ -173,6 +173,6 @@ def _take_values(ws: WorkingSet, reader: Reader | None, tensors: dict[str, Tenso
 
 def _fill(ws: WorkingSet, reader: Reader, targets: dict[str, tuple[Entry, Tensor]]) -> None:
     reader.check([entry for entry, _ in targets.values()], snapshot=ws.parent)
-    fingerprints = reader.fill(list(targets.values()), verify=False, snapshot=ws.parent)
+    reader.fill(list(targets.values()), verify=False, snapshot=ws.parent)
     for full, (entry, _) in targets.items():
-        ws.stored[full] = Stored(entry, fingerprints[entry.name])
+        ws.stored[full] = Stored(entry)

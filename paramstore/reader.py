@@ -62,21 +62,16 @@ class Reader:
         self.fill([(entry, target)], verify=True, snapshot=snapshot)
         return place(target, self._map_location)
 
-    def read(
-        self, entries: Sequence[Entry], *, snapshot: Snapshot | None = None
-    ) -> list[tuple[Tensor, bytes]]:
-        """Read tensors as the working set holds them, each with its fingerprint.
+    def read(self, entries: Sequence[Entry], *, snapshot: Snapshot | None = None) -> list[Tensor]:
+        """Read tensors, checked, as the working set holds them.
 
         Raises:
             CorruptError: missing or altered bytes.
         """
         targets = [tensors.empty(entry.dtype, entry.stored_shape) for entry in entries]
         pairs = list(zip(entries, targets, strict=True))
-        fingerprints = self.fill(pairs, verify=True, snapshot=snapshot)
-        return [
-            (_as_stored(place(target, self._map_location), entry), fingerprints[entry.name])
-            for entry, target in pairs
-        ]
+        self.fill(pairs, verify=True, snapshot=snapshot)
+        return [_as_stored(place(target, self._map_location), entry) for entry, target in pairs]
 
     def check(self, entries: Sequence[Entry], *, snapshot: Snapshot | None) -> None:
         """Compare the stored bytes of ``entries`` with their digests; changes nothing.
@@ -101,11 +96,8 @@ class Reader:
         *,
         verify: bool,
         snapshot: Snapshot | None = None,
-    ) -> dict[str, bytes]:
+    ) -> None:
         """Copy stored tensors into live ones of the same dtype and shape, whatever their strides.
-
-        Returns:
-            The fingerprint of every tensor by name.
 
         Raises:
             CorruptError: bytes missing, of another length, or, with ``verify``, altered; tensors
@@ -115,24 +107,17 @@ class Reader:
         for entry, tensor in pairs:
             targets[entry.blob_id].append((entry, tensor))
 
-        fingerprints: dict[str, bytes] = {}
-
         def unfilled(sizes: Mapping[int, int]) -> list[int]:
             left = dict.fromkeys(sizes)
             for blob_id, chunks in self._blobs(sizes):
                 if _fill(targets[blob_id], chunks, verify=verify):
                     del left[blob_id]
-                    # Here, where the bytes are still in the processor's cache.
-                    for entry, tensor in targets[blob_id]:
-                        encoded = tensors.encode(tensor, name=entry.name)
-                        fingerprints[entry.name] = encoded.fingerprint()
             return list(left)
 
         damaged = set(_in_parallel(unfilled, _sizes(entry for entry, _ in pairs)))
         if damaged:
             names = [entry.name for entry, _ in pairs if entry.blob_id in damaged]
             raise self._corrupt(names, damaged, snapshot)
-        return fingerprints
 
     def _blobs(self, sizes: Mapping[int, int]) -> Iterator[tuple[int, Iterator[bytes]]]:
         rows = self._repository.read_blobs(sizes)

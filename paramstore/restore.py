@@ -62,14 +62,14 @@ class _Plan:
     def carry_out(self, ws: WorkingSet, manifest: Manifest, reader: Reader) -> None:
         """Fill live tensors, or change the tables so that they are read later."""
         constraints = {e.name: _constraint(reader, e) for e in self.later if e.kind != BUFFER}
-        fingerprints = reader.fill(self.fill, verify=False, snapshot=manifest.snapshot)
+        reader.fill(self.fill, verify=False, snapshot=manifest.snapshot)
         for entry, tensor in self.fill:
             tensor.grad = None
-            ws.stored[entry.name] = Stored(entry, fingerprints[entry.name])
+            ws.stored[entry.name] = Stored(entry)
         # In the order of their rows, which is the order in which the run first made them:
         # whoever builds an optimiser from named_parameters() counts on it.
         for entry in sorted(self.later, key=lambda entry: entry.param_id):
-            ws.stored[entry.name] = Stored(entry, None)
+            ws.stored[entry.name] = Stored(entry)
             if entry.kind == BUFFER:
                 ws.remove(entry.name)
             else:
@@ -107,7 +107,6 @@ def restore(
         filled = [entry.name for entry, _ in plan.fill if entry.name not in error.params]
         if not filled:
             raise
-        _forget_fingerprints(working_set, plan)
         raise RestoreInterruptedError(
             f"restoring {manifest.snapshot.ref} stopped half way: {error.params} could not be "
             f"read. {len(filled)} live tensors already hold the snapshot's values; restore "
@@ -115,13 +114,6 @@ def restore(
             params=filled,
             snapshots=error.snapshots,
         ) from error
-
-
-def _forget_fingerprints(ws: WorkingSet, plan: _Plan) -> None:
-    """Nobody knows what half-filled tensors hold: the next commit hashes and writes them."""
-    for entry, _ in plan.fill:
-        if entry.name in ws.stored:
-            ws.stored[entry.name] = ws.stored[entry.name]._replace(fingerprint=None)
 
 
 def _plan(

@@ -200,9 +200,8 @@ class Session:
                 ws.transforms_of(name, ws.constraints[name])
             entries = [ws.stored[name].entry for name in wanted]
             found = outside_modes(self.backend.reader.read, entries, snapshot=ws.parent)
-            for name, (tensor, fingerprint) in zip(wanted, found, strict=True):
+            for name, tensor in zip(wanted, found, strict=True):
                 ws.put(name, tensor, ws.constraints[name])
-                ws.stored[name] = ws.stored[name]._replace(fingerprint=fingerprint)
 
     def offer(self, name: str, held: Tensor, offered: object) -> None:
         """Let a module's parameter be the tensor of a stored name that nobody has read yet."""
@@ -335,11 +334,15 @@ class Session:
                 raise UsageError(f"{old!r} belongs to a bound module; rename it there")
             if new in ws.params or new in ws.stored:
                 raise InvalidNameError(f"{new!r} exists already; delete it, or take another name")
-            if old not in ws.params and old not in ws.stored:
+            repository, live = self.writable(), old in ws.params
+            if ws.head is None and not live:
                 raise self.missing(old)
-            repository = self.writable()
-            if ws.head is not None and old in ws.stored:
-                repository.rename(self.scope_name(), old, new)
+            try:
+                if ws.head is not None:
+                    repository.rename(self.scope_name(), old, new)
+            except ParamNotFoundError:
+                if not live:  # else it has not been committed in this scope yet
+                    raise
             ws.rename(old, new)
 
     @contextmanager

@@ -84,8 +84,9 @@ class Stored(NamedTuple):
 
     entry: Entry
     """Its row in the snapshot that the working set continues."""
-    fingerprint: bytes | None
-    """xxh3-128 of the bytes when they were last seen equal; None before the first read."""
+    fingerprint: bytes | None = None
+    """xxh3-128 of these bytes as the last commit saw them; None where they came from the database
+    since: the next commit compares digests once, and a restore need not hash what it copies."""
 
 
 class Item(NamedTuple):

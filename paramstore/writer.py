@@ -258,7 +258,7 @@ def _holding(job: Job, name: str, ws: WorkingSet) -> Entry | None:
         if stored.fingerprint == job.fingerprint:
             return stored.entry
     elif stored is not None and stored.entry.digest == job.blob.digest:
-        return stored.entry  # it was never read: its name was set unseen
+        return stored.entry
     if parent is None or (stored is not None and stored.entry.digest == parent.digest):
         return None
     return parent if parent.digest == job.blob.digest else None

@@ -26,6 +26,8 @@ class PrivateDictionary(DictionaryMachine):
 class FileDictionary(DictionaryMachine):
     """The dictionary of a store on a file, whose scopes are rows."""
 
+    keeps_what_failed = True
+
     def make_store(self, folder: Path) -> AbstractContextManager[Any]:
         return closing(paramstore.open(folder / "run.db"))
 

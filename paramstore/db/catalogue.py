@@ -107,7 +107,8 @@ class Catalogue:
             message=draft.message,
             kind=draft.kind,
             params=len(entries),
-            changed=len(self._new) + (restored if parent else 0),
+            # Where the parent has been expired nobody knows what it held.
+            changed=len(self._new) + (restored if parent or draft.parent_id is None else 0),
             nbytes=sum(entry.nbytes for entry in entries.values()),
             added_nbytes=added_nbytes,
         )

@@ -174,6 +174,36 @@ class HistoryConformance:
         store.restore(1)
         assert tensor.item() == 0.0
 
+    def test_a_parameter_is_renamed_in_snapshots_that_the_working_set_has_left(
+        self, make_store: MakeStore
+    ) -> None:
+        store = make_store()
+        store["other"] = torch.zeros(())
+        store.commit()
+        store["old"] = torch.ones(())
+        store.commit()
+        store.restore(1)
+        store["old"] = torch.full((), 2.0)
+        store.rename("old", "new")
+        assert set(store) == {"new", "other"}
+        assert set(store.at(2)) == {"new", "other"}
+        store.commit()
+        assert [row.value for row in store.history("new")] == [1.0, 2.0]
+        del store["new"]
+        store.commit()
+        store.rename("new", "newer")
+        assert [row.value for row in store.history("newer")] == [1.0, 2.0]
+
+    def test_an_uncommitted_parameter_is_renamed_in_memory(self, make_store: MakeStore) -> None:
+        store = make_store()
+        store["old"] = torch.ones(())
+        store.rename("old", "new")
+        assert set(store) == {"new"}
+        store.commit()
+        store["later"] = torch.zeros(())
+        store.rename("later", "latest")
+        assert set(store.changed()) == {"latest"}
+
     def test_a_name_is_not_renamed_onto_another(self, make_store: MakeStore) -> None:
         store = make_store()
         store["a"], store["b"] = torch.zeros(()), torch.ones(())
