@@ -74,6 +74,7 @@ def _few_changed(settings: Settings) -> Table:
         state,
         lambda: [state[name] for name in dice.sample(names, few)],
         _against(targets),
+        others=tuple,
     )
 
 
@@ -115,10 +116,28 @@ def _measure(
     changing: Change,
     targets: list[Target],
     *,
+    others: Change | None = None,
     bare: bool = False,
 ) -> Table:
+    """Measure one table.
+
+    Args:
+        settings: How much, and where.
+        title: What is committed.
+        state: The leaves that every side saves.
+        changing: What is changed before the store under test commits.
+        targets: What is asked.
+        others: What is changed before the others save; the same by default. All share the leaves,
+            so where few are to have changed since the last commit the others must change none.
+        bare: Whether a store without statistics takes part.
+    """
     say(f"commit: {title}")
-    rows, runs = quiet(settings, lambda: _one_run(settings, state, changing, bare=bare), RAW)
+    others = others or changing
+
+    def measure() -> list[Row]:
+        return _one_run(settings, state, changing, others, bare=bare)
+
+    rows, runs = quiet(settings, measure, RAW)
     note = (
         "Digests and statistics included; the peers do neither. Files and folders are fsynced on "
         "every side; MB/s counts the bytes of the whole state. Before each sample as much memory "
@@ -129,21 +148,25 @@ def _measure(
     )
 
 
-def _one_run(settings: Settings, state: State, changing: Change, *, bare: bool) -> list[Row]:
+def _one_run(
+    settings: Settings, state: State, changing: Change, others: Change, *, bare: bool
+) -> list[Row]:
     folder, size = settings.folder, states.nbytes_of(state)
 
-    def before(path: Path | None = None) -> None:
-        if path is not None:
-            peers.remove(path)
+    def before() -> None:
         states.change(changing())
 
-    cases = _peer_cases(folder, state, before)
+    def before_others(path: Path) -> None:
+        peers.remove(path)
+        states.change(others())
+
+    cases = _peer_cases(folder, state, before_others)
     stores = [subject.new_store(folder / "next.db", state)]
     cases.append(_commit_case(STORE, stores[0], before, size))
     if bare:
         stores.append(subject.new_store(folder / "bare.db", state, statistics=False))
         cases.append(_commit_case(BARE, stores[1], before, size))
-    cases.append(_first_case(folder / "first.db", state, before, size))
+    cases.append(_first_case(folder / "first.db", state, before_others, size))
     for store in stores:
         store.commit()
     try:
@@ -175,12 +198,12 @@ def _commit_case(label: str, store: ParamStoreDict, before: Callable[[], None], 
     return Case(label=label, before=before, run=lambda: store.commit(step=next(steps)), nbytes=size)
 
 
-def _first_case(path: Path, state: State, before: Callable[[], None], size: int) -> Case:
+def _first_case(path: Path, state: State, before: Callable[[Path], None], size: int) -> Case:
     store: ParamStoreDict | None = None
 
     def fresh() -> None:
         nonlocal store
-        before()
+        before(path)
         store = subject.new_store(path, state)
 
     def commit() -> None:

@@ -55,30 +55,38 @@ def settle(obj: Any, state: Any) -> None:
     """
 
 
-def check_attachable(objects: Mapping[str, object]) -> None:
-    """Refuse objects without a state.
+def check_attachable(objects: Mapping[str, object], *, rng: object) -> None:
+    """Refuse objects without a state, and an object by the name of the generators.
 
     Raises:
         InvalidInputError: names the first of them.
     """
+    if rng is not None and not isinstance(rng, bool):
+        raise InvalidInputError(
+            f"attach(rng=…) says whether the random generators are attached: True or False, got "
+            f"{type(rng).__qualname__}; attach an object under another name"
+        )
     for name, obj in objects.items():
         if not _is_attachable(obj):
             raise InvalidInputError(f"attached {name!r}: {_no_state(obj)}")
 
 
 def check_states(
-    attached: Mapping[str, object], states: Iterable[str], *, rng: bool, where: str
+    attached: Mapping[str, object], states: Iterable[str], *, rng: bool, extra: bool, where: str
 ) -> None:
     """Compare what is attached with what a snapshot holds.
 
     Raises:
-        MismatchError: either lacks something that the other has.
+        MismatchError: the snapshot lacks the state of something attached or, with ``extra``, has
+            one that nothing is attached for.
     """
     live = {*attached, *([RNG] if rng else [])}
     stored = set(states)
     problems = [f"{name!r} is attached, and has no state there" for name in sorted(live - stored)]
     problems += [
-        f"{name!r} has a state there, and is not attached" for name in sorted(stored - live)
+        f"{name!r} has a state there, and is not attached"
+        for name in sorted(stored - live)
+        if extra
     ]
     if problems:
         raise MismatchError(
@@ -103,35 +111,50 @@ def _no_state(obj: object) -> str:
 
 def capture_all(attached: Mapping[str, object], *, rng: bool) -> dict[str, object]:
     """Return the state of everything attached, the generators' last."""
-    states = {}
-    for name, obj in attached.items():
-        with _naming(name):
-            states[name] = capture(obj)
-    if rng:
-        states[RNG] = capture_generators()
-    return states
+    return {name: _captured(name, obj) for name, obj in _everything(attached, rng=rng).items()}
+
+
+def _everything(attached: Mapping[str, object], *, rng: bool) -> dict[str, object]:
+    """What is attached, the generators last: whatever comes before may draw from them."""
+    return {**attached, RNG: _Generators()} if rng else dict(attached)
+
+
+def _captured(name: str, obj: object) -> object:
+    with _naming(name, "does not give its state"):
+        return capture(obj)
 
 
 @contextmanager
-def applied(attached: Mapping[str, object], states: Mapping[str, object]) -> Iterator[None]:
+def applied(
+    attached: Mapping[str, object], states: Mapping[str, object], *, rng: bool
+) -> Iterator[None]:
     """Put states into live objects; if that, or the block, fails, put the old ones back."""
-    before: dict[str, object] = {}
+    objects = {n: obj for n, obj in _everything(attached, rng=rng).items() if n in states}
+    before = {name: _state_to_keep(name, obj) for name, obj in objects.items()}
+    begun = {RNG}
     try:
-        for name, obj in attached.items():
-            if name in states:
-                # What state_dict hands out may be the object's own containers, and its own tensors,
-                # into which load_state_dict copies; only optimisers are known to replace theirs.
-                keeps_tensors = isinstance(obj, torch.optim.Optimizer)
-                before[name] = _copied(capture(obj), tensors=not keeps_tensors)
-                with _naming(name):
-                    apply(obj, states[name])
+        for name, obj in objects.items():
+            begun.add(name)
+            with _naming(name, "refused its state"):
+                apply(obj, states[name])
         yield
-        for name in before:
-            settle(attached[name], states[name])
+        for name, obj in objects.items():
+            settle(obj, states[name])
     except BaseException:
         for name, state in before.items():
-            _put_back(name, attached[name], state)
+            if name in begun:
+                _put_back(name, objects[name], state)
         raise
+
+
+def _state_to_keep(name: str, obj: object) -> object:
+    """Capture a state so that it outlives what is going to be applied to the object.
+
+    What ``state_dict`` hands out may be the object's own containers, and its own tensors, into
+    which ``load_state_dict`` copies; only optimisers are known to replace theirs.
+    """
+    keeps_tensors = isinstance(obj, torch.optim.Optimizer)
+    return _copied(_captured(name, obj), tensors=not keeps_tensors)
 
 
 def _put_back(name: str, obj: object, state: object) -> None:
@@ -154,7 +177,7 @@ def _copied(state: object, *, tensors: bool) -> object:
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
+def _naming(name: str, what: str) -> Iterator[None]:
     """Say which attached object an error is about."""
     try:
         yield
@@ -162,12 +185,27 @@ def _naming(name: str) -> Iterator[None]:
         raise type(error)(f"attached {name!r}: {error}") from error
     except Exception as error:
         raise MismatchError(
-            f"attached {name!r} refused its state: {error}. Nothing has been changed; attach the "
-            f"object it was stored from, or pass strict=False without it"
+            f"attached {name!r} {what}: {error}. Nothing has been changed; attach the object that "
+            f"its state was stored from, or leave it out and pass strict=False"
         ) from error
 
 
 # -- generators ----------------------------------------------------------------------------------
+
+
+class _Generators:
+    """The random generators of this process, as an object that is attached."""
+
+    def state_dict(self) -> dict[str, object]:
+        return capture_generators()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        apply_generators(state)
+
+
+@settle.register
+def _settle_generators(_generators: _Generators, state: Any) -> None:
+    apply_generators(state)  # once more: filling and settling may have drawn from them
 
 
 def capture_generators() -> dict[str, object]:

@@ -14,7 +14,7 @@ from paramstore.constraints import is_identity
 from paramstore.errors import InvalidInputError, InvalidNameError, MismatchError
 from paramstore.names import param_with_module_name
 from paramstore.refs import check_param_name
-from paramstore.tensors import dtype_name
+from paramstore.tensors import dtype_name, unfillable
 from paramstore.working_set import (
     BUFFER,
     Stored,
@@ -65,6 +65,9 @@ def bind(
         InvalidInputError: not a module.
         MismatchError: a shape, dtype or constraint differs from what the store holds, or, when
             ``strict``, one has a name that the other lacks. Nothing has been changed.
+        CorruptError: stored bytes are missing or altered; nothing has been changed.
+        RestoreInterruptedError: they vanished after tensors of the module had been changed;
+            ``params`` names those.
     """
     _check(name, module)
     parameters: dict[str, Tensor] = {
@@ -139,13 +142,13 @@ def _clash(
 
 def _difference(live: Tensor, tensor: Tensor) -> str | None:
     if live.shape == tensor.shape and live.dtype == tensor.dtype:
-        return None
+        return None if live is tensor else unfillable(tensor)
     return f"{_form(live)} in the store, {_form(tensor)} here"
 
 
 def _misfit(tensor: Tensor, entry: Entry) -> str | None:
     if tuple(tensor.shape) == entry.stored_shape and dtype_name(tensor.dtype) == entry.dtype:
-        return None
+        return unfillable(tensor)
     return f"stored as {entry.dtype} of shape {entry.stored_shape}, {_form(tensor)} here"
 
 
@@ -154,25 +157,32 @@ def _form(tensor: Tensor) -> str:
 
 
 def _take_values(ws: WorkingSet, reader: Reader | None, tensors: dict[str, Tensor]) -> None:
-    """Copy what the store holds into the module: from memory, or from the database."""
+    """Copy what the store holds into the module: from the database, then from memory.
+
+    Only the former can fail, and says which tensors it has changed by then.
+    """
     from_database: dict[str, tuple[Entry, Tensor]] = {}
+    from_memory: list[tuple[Tensor, Tensor]] = []
     live_buffers = ws.buffers()
     for full, tensor in tensors.items():
         live = dict.get(ws.params, full, live_buffers.get(full))
         stored = ws.stored.get(full)
         if live is not None and not ws.params.is_unread(full):
-            if live is not tensor:
-                with no_grad():
-                    tensor.copy_(live)
+            from_memory.append((tensor, live))
         elif stored is not None and (live is not None or stored.entry.kind == BUFFER):
             from_database[full] = (stored.entry, tensor)
     if from_database:
         assert reader is not None  # names are unread only where there is a database
         _fill(ws, reader, from_database)
+    with no_grad():
+        for tensor, live in from_memory:
+            if live is not tensor:
+                tensor.copy_(live)
 
 
 def _fill(ws: WorkingSet, reader: Reader, targets: dict[str, tuple[Entry, Tensor]]) -> None:
-    reader.check([entry for entry, _ in targets.values()], snapshot=ws.parent)
-    reader.fill(list(targets.values()), verify=False, snapshot=ws.parent)
+    # No snapshot is named: after a filtered restore the values need not be those of ws.parent.
+    reader.check([entry for entry, _ in targets.values()], snapshot=None)
+    reader.fill(list(targets.values()))
     for full, (entry, _) in targets.items():
         ws.stored[full] = Stored(entry)

@@ -80,7 +80,8 @@ def _measure(before: Tensor, after: Tensor) -> tuple[float, float, float | None]
     Over the elements that are finite in both, in float64 (complex128).
     """
     difference = old_square = new_square = inner = 0.0
-    for a, b in zip(_blocks(before), _blocks(after), strict=True):
+    wide = torch.complex128 if before.is_complex() or after.is_complex() else torch.float64
+    for a, b in zip(_blocks(before, wide), _blocks(after, wide), strict=True):
         finite = torch.isfinite(a) & torch.isfinite(b)
         x, y = torch.where(finite, a, 0), torch.where(finite, b, 0)
         difference += _square(y - x)
@@ -97,7 +98,6 @@ def _square(x: Tensor) -> float:
     return float(torch.vdot(x, x).real)
 
 
-def _blocks(tensor: Tensor) -> Iterator[Tensor]:
-    wide = torch.complex128 if tensor.is_complex() else torch.float64
+def _blocks(tensor: Tensor, wide: torch.dtype) -> Iterator[Tensor]:
     flat = tensor.detach().cpu().reshape(-1)
     return (block.to(wide) for block in flat.split(_BLOCK))

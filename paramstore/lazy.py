@@ -56,8 +56,11 @@ class Params(dict[str, Tensor]):
         """The names that have not been read."""
         if not self.any_unread:
             return []
+        # Before the look, and not after: another thread may expect more meanwhile.
+        self.any_unread = False
         found = [name for name, value in super().items() if value is UNREAD]
-        self.any_unread = bool(found)
+        if found:
+            self.any_unread = True
         return found
 
     def live(self) -> list[tuple[str, Tensor]]:

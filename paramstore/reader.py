@@ -19,9 +19,10 @@ from torch.distributions.constraints import Constraint
 
 from paramstore import extras, tensors
 from paramstore.constraints import from_spec, is_identity, is_static, transform_of
-from paramstore.errors import CorruptError, ParamNotFoundError
+from paramstore.errors import CorruptError, ParamNotFoundError, RestoreInterruptedError
 from paramstore.modes import outside_modes
 from paramstore.refs import suggest
+from paramstore.tensors import Filler
 
 if TYPE_CHECKING:
     from torch.distributions.transforms import Transform
@@ -58,9 +59,8 @@ class Reader:
         Raises:
             CorruptError: missing or altered bytes.
         """
-        target = tensors.empty(entry.dtype, entry.stored_shape)
-        self.fill([(entry, target)], verify=True, snapshot=snapshot)
-        return place(target, self._map_location)
+        (found,) = self._fresh([entry], snapshot)
+        return place(found, self._map_location)
 
     def read(self, entries: Sequence[Entry], *, snapshot: Snapshot | None = None) -> list[Tensor]:
         """Read tensors, checked, as the working set holds them.
@@ -68,10 +68,15 @@ class Reader:
         Raises:
             CorruptError: missing or altered bytes.
         """
+        found = zip(entries, self._fresh(entries, snapshot), strict=True)
+        return [_as_stored(place(tensor, self._map_location), entry) for entry, tensor in found]
+
+    def _fresh(self, entries: Sequence[Entry], snapshot: Snapshot | None) -> list[Tensor]:
         targets = [tensors.empty(entry.dtype, entry.stored_shape) for entry in entries]
-        pairs = list(zip(entries, targets, strict=True))
-        self.fill(pairs, verify=True, snapshot=snapshot)
-        return [_as_stored(place(target, self._map_location), entry) for entry, target in pairs]
+        damaged = self._copy(list(zip(entries, targets, strict=True)), [], verify=True)
+        if damaged:
+            raise self._corrupt(entries, damaged, snapshot)
+        return targets
 
     def check(self, entries: Sequence[Entry], *, snapshot: Snapshot | None) -> None:
         """Compare the stored bytes of ``entries`` with their digests; changes nothing.
@@ -87,22 +92,30 @@ class Reader:
 
         damaged = set(_in_parallel(bad, _sizes(entries)))
         if damaged:
-            names = [entry.name for entry in entries if entry.blob_id in damaged]
-            raise self._corrupt(names, damaged, snapshot)
+            raise self._corrupt(entries, damaged, snapshot)
 
     def fill(
-        self,
-        pairs: Sequence[tuple[Entry, Tensor]],
-        *,
-        verify: bool,
-        snapshot: Snapshot | None = None,
+        self, pairs: Sequence[tuple[Entry, Tensor]], *, snapshot: Snapshot | None = None
     ) -> None:
         """Copy stored tensors into live ones of the same dtype and shape, whatever their strides.
 
+        Digests are not compared: :meth:`check` does that before anything is overwritten.
+
         Raises:
-            CorruptError: bytes missing, of another length, or, with ``verify``, altered; tensors
-                that come before may have been filled by then.
+            CorruptError: bytes missing or of another length; no tensor has been changed.
+            RestoreInterruptedError: the same, found after tensors were changed; ``params`` names
+                those, one that is half written included.
         """
+        touched: list[str] = []
+        damaged = self._copy(pairs, touched, verify=False)
+        if damaged:
+            error = self._corrupt([entry for entry, _ in pairs], damaged, snapshot)
+            raise _interrupted(error, touched) if touched else error
+
+    def _copy(
+        self, pairs: Sequence[tuple[Entry, Tensor]], touched: list[str], *, verify: bool
+    ) -> set[int]:
+        """Copy what can be; return the blobs that could not, add changed names to ``touched``."""
         targets: dict[int, list[tuple[Entry, Tensor]]] = defaultdict(list)
         for entry, tensor in pairs:
             targets[entry.blob_id].append((entry, tensor))
@@ -110,14 +123,14 @@ class Reader:
         def unfilled(sizes: Mapping[int, int]) -> list[int]:
             left = dict.fromkeys(sizes)
             for blob_id, chunks in self._blobs(sizes):
-                if _fill(targets[blob_id], chunks, verify=verify):
+                fillers = [(entry.name, Filler(tensor)) for entry, tensor in targets[blob_id]]
+                digest = targets[blob_id][0][0].digest if verify else None
+                if tensors.fill([filler for _, filler in fillers], chunks, digest):
                     del left[blob_id]
+                touched.extend(name for name, filler in fillers if filler.touched)
             return list(left)
 
-        damaged = set(_in_parallel(unfilled, _sizes(entry for entry, _ in pairs)))
-        if damaged:
-            names = [entry.name for entry, _ in pairs if entry.blob_id in damaged]
-            raise self._corrupt(names, damaged, snapshot)
+        return set(_in_parallel(unfilled, _sizes(entry for entry, _ in pairs)))
 
     def _blobs(self, sizes: Mapping[int, int]) -> Iterator[tuple[int, Iterator[bytes]]]:
         rows = self._repository.read_blobs(sizes)
@@ -125,20 +138,22 @@ class Reader:
             yield blob_id, (chunk for _, _, chunk in group)
 
     def _corrupt(
-        self, names: Sequence[str], blob_ids: Iterable[int], snapshot: Snapshot | None
+        self,
+        entries: Sequence[Entry],
+        damaged: set[int],
+        snapshot: Snapshot | None,
+        what: str | None = None,
     ) -> CorruptError:
+        names = [entry.name for entry in entries if entry.blob_id in damaged]
         affected: set[str] = {snapshot.ref} if snapshot else set()
-        for blob_id in blob_ids:
+        for blob_id in damaged:
             affected.update(self._repository.affected(blob_id)[1])
-        shown = ", ".join(map(repr, names[:5])) + (" …" if len(names) > 5 else "")
-        references = sorted(affected)
-        where = ", ".join(references[:5]) + (" …" if len(references) > 5 else "")
         return CorruptError(
-            f"the stored bytes of {shown} are missing or altered; snapshots that hold them: "
-            f"{where}. Nothing has been changed; restore another snapshot, or leave these out "
-            f"with exclude=[…]",
+            f"the stored bytes of {what or _some(map(repr, names))} are missing or altered; "
+            f"snapshots that hold them: {_some(sorted(affected))}. Nothing has been changed; "
+            f"restore another snapshot, or leave these out with exclude=[…]",
             params=names,
-            snapshots=references,
+            snapshots=sorted(affected),
         )
 
     # -- constraints and extras ----------------------------------------------------
@@ -172,17 +187,18 @@ class Reader:
         Raises:
             CorruptError: altered bytes.
         """
+        what = "extras" if kind == "extra" else "attached state"
 
         def fetch(seq: int) -> Tensor:
             if not 0 <= seq < len(manifest.extra_blobs):
                 raise CorruptError(
-                    f"the extras of {manifest.snapshot.ref} name a tensor that is not stored",
+                    f"the {what} of {manifest.snapshot.ref} names a tensor that is not stored",
                     snapshots=[manifest.snapshot.ref],
                 )
             blob_id, digest, nbytes = manifest.extra_blobs[seq]
             chunks = [chunk for _, _, chunk in self._repository.read_blobs({blob_id: nbytes})]
             if _digest(chunks) != digest:
-                raise self._corrupt([f"{kind}s"], [blob_id], manifest.snapshot)
+                raise self._corrupt([], {blob_id}, manifest.snapshot, f"the {what}")
             return tensors.decode(b"".join(chunks))
 
         return {
@@ -337,22 +353,20 @@ def _digest(chunks: Iterable[bytes]) -> bytes:
     return hasher.digest()
 
 
-def _fill(
-    targets: Sequence[tuple[Entry, Tensor]], chunks: Iterable[bytes], *, verify: bool
-) -> bool:
-    fillers = [tensors.Filler(tensor) for _, tensor in targets]
-    hasher = blake3() if verify else None
-    try:
-        for chunk in chunks:
-            for filler in fillers:
-                filler.write(chunk)
-            if hasher is not None:
-                hasher.update(chunk)
-        for filler in fillers:
-            filler.close()
-    except CorruptError:
-        return False
-    return hasher is None or hasher.digest() == targets[0][0].digest
+def _interrupted(error: CorruptError, touched: list[str]) -> RestoreInterruptedError:
+    return RestoreInterruptedError(
+        f"stopped half way: the stored bytes of {_some(map(repr, error.params))} vanished or are "
+        f"not whole; snapshots that hold them: {_some(error.snapshots)}. Overwritten by then, one "
+        f"maybe in part: {_some(map(repr, touched))}; restore another snapshot before you train "
+        f"on or commit",
+        params=touched,
+        snapshots=error.snapshots,
+    )
+
+
+def _some(words: Iterable[str]) -> str:
+    words = list(words)
+    return ", ".join(words[:5]) + (" …" if len(words) > 5 else "")
 
 
 def _sizes(entries: Iterable[Entry]) -> dict[int, int]:

@@ -14,14 +14,12 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from paramstore.errors import (
-    CorruptError,
     MismatchError,
     ParamNotFoundError,
-    RestoreInterruptedError,
     UnknownConstraintError,
 )
 from paramstore.refs import suggest
-from paramstore.tensors import dtype_name
+from paramstore.tensors import dtype_name, unfillable
 from paramstore.working_set import BUFFER, Stored, UnknownKind, WorkingSet
 
 if TYPE_CHECKING:
@@ -43,6 +41,10 @@ def continue_from(working_set: WorkingSet, manifest: Manifest) -> None:
     working_set.parent = manifest.snapshot
     working_set.parent_entries = dict(manifest.entries)
     working_set.extra_blobs = {}
+    working_set.parent_states = {
+        name: skeleton for kind, name, skeleton in manifest.extras if kind == "state"
+    }
+    working_set.parent_digests = [digest for _, digest, _ in manifest.extra_blobs]
 
 
 @dataclass(slots=True)
@@ -62,7 +64,7 @@ class _Plan:
     def carry_out(self, ws: WorkingSet, manifest: Manifest, reader: Reader) -> None:
         """Fill live tensors, or change the tables so that they are read later."""
         constraints = {e.name: _constraint(reader, e) for e in self.later if e.kind != BUFFER}
-        reader.fill(self.fill, verify=False, snapshot=manifest.snapshot)
+        reader.fill(self.fill, snapshot=manifest.snapshot)
         for entry, tensor in self.fill:
             tensor.grad = None
             ws.stored[entry.name] = Stored(entry)
@@ -95,46 +97,38 @@ def restore(
         MismatchError: a tensor of a bound module cannot take what is stored for it, or, when
             ``strict``, the snapshot lacks it.
         CorruptError: stored bytes are missing or altered; nothing has been changed.
-        RestoreInterruptedError: stored bytes vanished while live tensors were being filled.
+        RestoreInterruptedError: stored bytes vanished, or without ``verify`` are not whole, after
+            live tensors had been changed; ``params`` names those.
     """
     wanted = _filter(include, exclude, [*manifest.entries, *working_set.params])
     plan = _plan(working_set, manifest, wanted, strict=strict)
     if verify:
         reader.check(plan.entries(), snapshot=manifest.snapshot)
-    try:
-        plan.carry_out(working_set, manifest, reader)
-    except CorruptError as error:
-        filled = [entry.name for entry, _ in plan.fill if entry.name not in error.params]
-        if not filled:
-            raise
-        raise RestoreInterruptedError(
-            f"restoring {manifest.snapshot.ref} stopped half way: {error.params} could not be "
-            f"read. {len(filled)} live tensors already hold the snapshot's values; restore "
-            f"another snapshot before you train on or commit",
-            params=filled,
-            snapshots=error.snapshots,
-        ) from error
+    plan.carry_out(working_set, manifest, reader)
 
 
 def _plan(
     ws: WorkingSet, manifest: Manifest, wanted: Callable[[str], bool], *, strict: bool
 ) -> _Plan:
-    plan = _Plan()
-    bound = ws.bound()
-    live: dict[str, Tensor] = dict(ws.params.live()) | ws.buffers()
-    problems: list[str] = []
-    for name, entry in manifest.entries.items():
-        if not wanted(name):
-            continue
-        tensor = live.get(name)
-        why = None if tensor is None else _misfit(ws, name, entry, tensor)
+    plan, problems = _Plan(), list[str]()
+    buffers = ws.buffers()
+    bound = ws.bound() | buffers.keys()
+    live: dict[str, Tensor] = dict(ws.params.live()) | buffers
+    holders: dict[int, Entry] = {}
+    # Bound names first: of two that share a tensor, the module's keeps it.
+    names = sorted(filter(wanted, manifest.entries), key=lambda name: name not in bound)
+    for name in names:
+        entry, tensor = manifest.entries[name], live.get(name)
+        why = None
+        if tensor is not None:
+            why = _misfit(ws, name, entry, tensor) or _tie(holders, entry, tensor)
         if tensor is not None and why is None:
             plan.fill.append((entry, tensor))
         elif name in bound:
             problems.append(f"{name!r}: {why}")
         else:
             plan.later.append(entry)
-    lacking = [n for n in (*ws.params, *ws.buffers()) if n not in manifest.entries and wanted(n)]
+    lacking = [n for n in (*ws.params, *buffers) if n not in manifest.entries and wanted(n)]
     problems += [f"{name!r}: not in the snapshot" for name in lacking if name in bound and strict]
     plan.remove = [name for name in lacking if name not in bound]
     if problems:
@@ -156,7 +150,18 @@ def _misfit(ws: WorkingSet, name: str, entry: Entry, tensor: Tensor) -> str | No
         return f"stored as {entry.dtype}, live {dtype_name(tensor.dtype)}"
     if name in ws.params and ws.spec(ws.constraints[name]).text != entry.spec:
         return f"stored with constraint {entry.spec}, live {ws.constraints[name]}"
-    return None
+    return unfillable(tensor)
+
+
+def _tie(holders: dict[int, Entry], entry: Entry, tensor: Tensor) -> str | None:
+    """Say which name fills the same tensor with another value; None when none does.
+
+    ``holders`` has the first stored value of each tensor, and is given this one.
+    """
+    first = holders.setdefault(id(tensor), entry)
+    if first.digest == entry.digest:
+        return None
+    return f"is tied to {first.name!r}, which holds another value there"
 
 
 def _filter(include: Names, exclude: Names, names: Iterable[str]) -> Callable[[str], bool]:

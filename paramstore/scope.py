@@ -8,10 +8,16 @@ from __future__ import annotations
 import threading
 import uuid
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, MutableMapping
+from typing import Any
 
+from paramstore import values
 from paramstore.errors import ScopeError
+from paramstore.refs import check_scope_name
 from paramstore.working_set import StateDict, WorkingSet
+
+State = MutableMapping[str, Any] | str | None
+"""What ``scope(state)`` takes: a name, what a scope yielded, or a plain state."""
 
 
 class Scopes:
@@ -54,39 +60,67 @@ class Scopes:
         self._held.pop(old, None)
         self.keep(working_set)
 
-    def __iter__(self) -> Iterator[WorkingSet]:
-        """Every working set that is alive."""
-        yield from self._kept.values()
-        for state in list(self._held.values()):
-            assert state.working_set is not None
-            yield state.working_set
+    def enter(
+        self, state: State, opened: Callable[[str], WorkingSet], *, unnamed: bool
+    ) -> WorkingSet:
+        """Make the working set of the scope that ``state`` means the current one.
 
-    def check_free(self, name: str) -> None:
-        """Refuse a scope that is active, or any while another thread is inside one.
+        Args:
+            state: A name, what a scope yielded, a plain state, or None.
+            opened: Makes the working set of a scope that this store has none of.
+            unnamed: Whether None names itself; else it is an empty plain state.
 
         Raises:
-            ScopeError: in both cases.
+            ScopeError: it is active, another thread is inside a scope, or another store's; nothing
+                has changed.
         """
-        if self._outer and self._thread != threading.get_ident():
-            raise ScopeError(
-                f"scope {name!r} cannot be entered: another thread is inside scope "
-                f"{self.current.scope!r}. A store has one current scope; open a second store on "
-                f"the same file for the other thread"
-            )
-        if name in (working_set.scope for working_set in (self.current, *self._outer)):
-            raise ScopeError(f"scope {name!r} is active already; leave it before entering it again")
+        keep = self.keep
+        if isinstance(state, StateDict) and state.working_set is not None:
+            return self._enter(self._own(state.working_set))
+        if isinstance(state, str):
+            check_scope_name(state)
+            found = self.known(state) or opened(state)
+        elif state is None and unnamed:
+            found, keep = opened(_own_name()), self.hold
+        else:
+            return self._enter(values.plain_working_set(state))
+        self._enter(found)
+        keep(found)
+        return found
 
-    def enter(self, working_set: WorkingSet) -> None:
-        """Make a working set the current one."""
+    def _own(self, working_set: WorkingSet) -> WorkingSet:
+        name = working_set.scope
+        if name is None or self.known(name) is not working_set:
+            raise ScopeError(f"the state of {_shown(name)} belongs to another store")
+        return working_set
+
+    def _enter(self, working_set: WorkingSet) -> WorkingSet:
+        self._check_free(working_set.scope)
         self._outer.append(self.current)
         self.current = working_set
         self._thread = threading.get_ident()
+        return working_set
+
+    def _check_free(self, name: str | None) -> None:
+        if self._outer and self._thread != threading.get_ident():
+            raise ScopeError(
+                f"{_shown(name)} cannot be entered: another thread is inside "
+                f"{_shown(self.current.scope)}. A store has one current scope; open a second store "
+                f"on the same file for the other thread"
+            )
+        active = (working_set.scope for working_set in (self.current, *self._outer))
+        if name is not None and name in active:
+            raise ScopeError(f"scope {name!r} is active already; leave it before entering it again")
 
     def leave(self) -> None:
         """Go back to the working set around the current one."""
         self.current = self._outer.pop()
 
 
-def own_name() -> str:
+def _own_name() -> str:
     """Make the name of a scope that was given none; draws from no generator that a run uses."""
     return f"scope-{uuid.uuid4().hex[:12]}"
+
+
+def _shown(name: str | None) -> str:
+    return "a plain state" if name is None else f"scope {name!r}"

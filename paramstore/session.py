@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from typing import Any
-from weakref import WeakSet
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
 
-from paramstore import binding, values
-from paramstore.attached import RNG, applied, apply_generators, check_states
+from paramstore import binding
+from paramstore.attached import applied, check_states
 from paramstore.db.engine import Database
 from paramstore.db.repository import Repository
 from paramstore.errors import (
@@ -34,17 +34,44 @@ from paramstore.reader import MapLocation, Reader
 from paramstore.refs import check_param_name, check_scope_name, parse_ref, suggest
 from paramstore.request import Request
 from paramstore.restore import Names, begin, continue_from, restore
-from paramstore.scope import Scopes, own_name
+from paramstore.scope import Scopes
 from paramstore.snapshot import Log, Snapshot
-from paramstore.working_set import StateDict, WorkingSet
+from paramstore.working_set import StateDict, WorkingSet, logger
 from paramstore.writer import Writer
 
 Reference = Snapshot | int | str
 """A snapshot, a version in the current scope, or text such as ``main@warm``."""
 
 
-_sessions: WeakSet[Session] = WeakSet()
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_sessions: WeakValueDictionary[int, Session] = WeakValueDictionary()
+"""In the order in which they were made, which is the order in which a fork locks them."""
+_forking = threading.RLock()
+"""Taken before those of the sessions: one thread at a time forks."""
 _held_for_fork: list[threading.RLock] = []
+
+
+def _alone(verb: Callable[Concatenate[Session, _P], _T]) -> Callable[Concatenate[Session, _P], _T]:
+    """Let a verb run under the session's lock, where no mode of the calling thread reaches.
+
+    The thread that does the work takes the lock, which may not be the caller's: the hooks of
+    modules and attached objects come back to the store from there.
+    """
+
+    @wraps(verb)
+    def locked(session: Session, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with session.lock:
+            return verb(session, *args, **kwargs)
+
+    @wraps(verb)
+    def run(session: Session, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        # Where the caller has the lock it waits for the work, and nobody else comes in between.
+        work = verb if session.lock._is_owned() else locked  # type: ignore[attr-defined]
+        return outside_modes(work, session, *args, **kwargs)
+
+    return run
 
 
 class Backend:
@@ -61,6 +88,7 @@ class Session:
     """The scopes of one store on one database; without one, a private database on demand.
 
     **Threads**: ``lock`` is held by every verb, so commits, restores and first reads take turns.
+    A verb that may call other people's code is ``_alone``.
 
     **Ownership**: closes the database it was given.
     """
@@ -76,13 +104,14 @@ class Session:
     ) -> None:
         """Continue a scope of a database, or begin in memory; an error closes the database."""
         self.lock = threading.RLock()
-        _sessions.add(self)
+        _sessions[id(self)] = self
         self.private = database is None
         self._connect = connect
         self._backend = None if database is None else connect(database)
         self._readonly = readonly
         self._closed = False
-        self._not_adopted: set[str] = set()
+        self._not_adopted: set[tuple[str | None, str]] = set()
+        """The scope and name of every parameter that a warning was given for."""
         try:
             self.scopes = Scopes(self._opened(scope, start))
         except BaseException:
@@ -161,6 +190,10 @@ class Session:
         assert name is not None
         return name
 
+    def this(self, scope: str | None) -> str:
+        """The scope that an argument names; None is the current one."""
+        return self.scope_name() if scope is None else scope
+
     def resolve(self, reference: Reference) -> Snapshot:
         """Find the snapshot that a reference means."""
         return self.repository.resolve(parse_ref(reference), self.scope_name())
@@ -171,10 +204,24 @@ class Session:
 
     def log(self, scope: str | None, limit: int | None) -> Log:
         """The snapshots of a scope, newest first; none yet is no error for the current one."""
-        current = self.scope_name()
-        if scope in (None, current) and not self.repository.head_version(current):
+        current, scope = self.scope_name(), self.this(scope)
+        if scope == current and not self.repository.head_version(current):
             return Log(())
-        return Log(map(self.with_extras, self.repository.log(scope or current, limit)))
+        return Log(map(self.with_extras, self.repository.log(scope, limit)))
+
+    def clear(self) -> None:
+        """Empty the current working set; its snapshots stay."""
+        with self.lock:
+            ws = self.current
+            if ws.head is not None and len(ws.params):
+                logger.info(
+                    "cleared the working set of scope %r; its %d snapshots are untouched and "
+                    "resume() brings the newest back",
+                    ws.scope,
+                    ws.head.version,
+                )
+            ws.clear()
+            self._not_adopted = {key for key in self._not_adopted if key[0] != ws.scope}
 
     # -- first reads ---------------------------------------------------------------
 
@@ -192,33 +239,46 @@ class Session:
         ws.head = head and self.with_extras(head)
         return ws
 
+    @_alone
     def _read(self, ws: WorkingSet, names: Iterable[str]) -> None:
         """Read stored parameters that are touched for the first time."""
-        with self.lock:
-            wanted = [name for name in names if ws.params.is_unread(name)]
-            for name in wanted:
-                ws.transforms_of(name, ws.constraints[name])
-            entries = [ws.stored[name].entry for name in wanted]
-            found = outside_modes(self.backend.reader.read, entries, snapshot=ws.parent)
-            for name, tensor in zip(wanted, found, strict=True):
-                ws.put(name, tensor, ws.constraints[name])
+        wanted = [name for name in names if ws.params.is_unread(name)]
+        for name in wanted:
+            ws.transforms_of(name, ws.constraints[name])
+        entries = [ws.stored[name].entry for name in wanted]
+        # Of which snapshot they are is not known: a filtered restore mixes several.
+        found = self.backend.reader.read(entries, snapshot=None)
+        for name, tensor in zip(wanted, found, strict=True):
+            ws.put(name, tensor, ws.constraints[name])
 
     def offer(self, name: str, held: Tensor, offered: object) -> None:
         """Let a module's parameter be the tensor of a stored name that nobody has read yet."""
         if not isinstance(offered, nn.Parameter):
             return
         if held is UNREAD:
-            with self.lock:
-                outside_modes(binding.adopt, self.current, self.backend.reader, name, offered)
-        elif name not in self._not_adopted:
-            self._not_adopted.add(name)
+            self._adopt(name, offered)
+        else:
+            self._say_not_adopted(name)
+
+    @_alone
+    def _adopt(self, name: str, offered: nn.Parameter) -> None:
+        ws = self.current
+        if ws.params.is_unread(name):
+            binding.adopt(ws, self.backend.reader, name, offered)
+        elif dict.get(ws.params, name) is not offered:  # another thread was quicker
+            self._say_not_adopted(name)
+
+    def _say_not_adopted(self, name: str) -> None:
+        key = (self.current.scope, name)
+        if key not in self._not_adopted:
+            self._not_adopted.add(key)
             binding.warn_not_adopted(name)
 
+    @_alone
     def bind(self, name: str, module: nn.Module, *, strict: bool) -> None:
         """Bind a module to the current working set."""
-        with self.lock:
-            reader = None if self._backend is None else self._backend.reader
-            outside_modes(binding.bind, self.current, reader, name, module, strict=strict)
+        reader = None if self._backend is None else self._backend.reader
+        binding.bind(self.current, reader, name, module, strict=strict)
 
     def missing(self, name: str) -> ParamNotFoundError:
         """The error for a name that the working set lacks."""
@@ -228,90 +288,80 @@ class Session:
 
     # -- commit --------------------------------------------------------------------
 
+    @_alone
     def commit(self, request: Request) -> Snapshot:
         """Write a snapshot of the current working set."""
-        with self.lock:
-            snapshot = self._commit(request, only_changes=False)
+        snapshot = self._commit(request, only_changes=False)
         assert snapshot is not None
         return snapshot
 
+    @_alone
     def commit_changes(self) -> None:
         """Commit on leaving a scope, if anything changed."""
-        with self.lock:
-            if not self._readonly:
-                self._commit(Request(), only_changes=True)
-            elif names := self.changed():
-                raise ReadOnlyError(
-                    f"{', '.join(map(repr, names[:5]))} changed in scope {self.scope_name()!r} of "
-                    f"a read-only store; leave it with scope(…, commit=False)"
-                )
+        if not self._readonly:
+            self._commit(Request(), only_changes=True)
+        elif names := self.changed():
+            raise ReadOnlyError(
+                f"{', '.join(map(repr, names[:5]))} changed in scope {self.scope_name()!r} of "
+                f"a read-only store; leave it with scope(…, commit=False)"
+            )
 
+    @_alone
     def changed(self) -> list[str]:
         """The names that differ from the snapshot the working set continues."""
-        with self.lock:
-            return outside_modes(self.backend.writer.changed, self.named())
+        return self.backend.writer.changed(self.named())
 
     def _commit(self, request: Request, *, only_changes: bool) -> Snapshot | None:
         ws = self.named()
         self.writable()
-        commit = self.backend.writer.commit
-        snapshot = outside_modes(commit, ws, request, only_changes=only_changes)
+        snapshot = self.backend.writer.commit(ws, request, only_changes=only_changes)
         if snapshot is None:
             return None
-        ws.head = ws.parent = self.with_extras(snapshot)
+        ws.head = self.with_extras(snapshot)
         return ws.head
 
     # -- going back ----------------------------------------------------------------
 
+    @_alone
     def restore(
         self, reference: Reference, include: Names, exclude: Names, *, strict: bool, verify: bool
     ) -> Snapshot:
         """Bring the current working set to a snapshot; through a filter, parameters only."""
-        with self.lock:
-            ws, target = self.named(), self.resolve(reference)
-            head = self.repository.head(self.scope_name())
-            whole = include is None and exclude is None
-            fill = partial(restore, include=include, exclude=exclude, strict=strict, verify=verify)
-            objects, rng = (ws.attached, ws.rng) if whole else ({}, False)
-            self._bring(target, fill, objects, rng=rng, check=strict and bool(objects or rng))
-            if whole:
-                continue_from(ws, self.repository.manifest(target))
-            ws.head = head and self.with_extras(head)
-            return self.with_extras(target)
+        ws, target = self.named(), self.resolve(reference)
+        head = self.repository.head(self.scope_name())
+        fill = partial(restore, include=include, exclude=exclude, strict=strict, verify=verify)
+        if include is None and exclude is None:
+            self._bring(target, fill, strict=strict, extra=False)
+        else:
+            fill(ws, self.repository.manifest(target), self.backend.reader)
+        ws.head = head and self.with_extras(head)
+        return self.with_extras(target)
 
+    @_alone
     def resume(self, *, strict: bool) -> Snapshot | None:
         """Bring the current working set and what is attached to the newest snapshot."""
-        with self.lock:
-            ws, newest = self.named(), self.repository.head(self.scope_name())
-            if newest is None:
-                return None
-            fill = partial(restore, strict=strict)
-            self._bring(newest, fill, ws.attached, rng=ws.rng, check=strict)
-            continue_from(ws, self.repository.manifest(newest))
-            ws.head = self.with_extras(newest)
-            return ws.head
+        ws, newest = self.named(), self.repository.head(self.scope_name())
+        if newest is None:
+            return None
+        self._bring(newest, partial(restore, strict=strict), strict=strict, extra=True)
+        ws.head = self.with_extras(newest)
+        return ws.head
 
     def _bring(
-        self,
-        target: Snapshot,
-        fill: Callable[..., None],
-        objects: Mapping[str, object],
-        *,
-        rng: bool,
-        check: bool,
+        self, target: Snapshot, fill: Callable[..., None], *, strict: bool, extra: bool
     ) -> None:
-        """Put a snapshot into the working set and into live objects, the generators last."""
-        reader, manifest = self.backend.reader, self.repository.manifest(target)
-        if check:
+        """Let the working set and what is attached continue a snapshot, the generators last."""
+        ws, reader, manifest = self.named(), self.backend.reader, self.repository.manifest(target)
+        if strict:
             stored = [name for kind, name, _ in manifest.extras if kind == "state"]
-            check_states(objects, stored, rng=rng, where=target.ref)
-        states: dict[str, Any] = {}
-        if objects or rng:
-            states = outside_modes(reader.extras, manifest, "state")
-        with applied(objects, states):
-            outside_modes(fill, self.named(), manifest, reader)
-        if rng and RNG in states:
-            apply_generators(states[RNG])
+            check_states(ws.attached, stored, rng=ws.rng, extra=extra, where=target.ref)
+        states = reader.extras(manifest, "state") if ws.attached or ws.rng else {}
+        whole = not ws.params.any_unread
+        with applied(ws.attached, states, rng=ws.rng):
+            fill(ws, manifest, reader)
+            continue_from(ws, manifest)
+        if whole:  # a view of the values may have been handed out, and shows what is in memory
+            ws.params.load()
 
     # -- scopes and names ----------------------------------------------------------
 
@@ -325,93 +375,65 @@ class Session:
             ws.scope, ws.head = name, None
             self.scopes.rename(before, ws)
 
+    @_alone
     def rename(self, old: str, new: str) -> None:
         """Give a parameter of the current scope another name, its history included."""
         check_param_name(new)
-        with self.lock:
-            ws = self.named()
-            if old in ws.bound() or old in ws.buffers():
-                raise UsageError(f"{old!r} belongs to a bound module; rename it there")
-            if new in ws.params or new in ws.stored:
-                raise InvalidNameError(f"{new!r} exists already; delete it, or take another name")
-            repository, live = self.writable(), old in ws.params
-            if ws.head is None and not live:
-                raise self.missing(old)
-            try:
-                if ws.head is not None:
-                    repository.rename(self.scope_name(), old, new)
-            except ParamNotFoundError:
-                if not live:  # else it has not been committed in this scope yet
-                    raise
-            ws.rename(old, new)
+        ws = self.named()
+        buffers = ws.buffers()
+        if old in ws.bound() or old in buffers:
+            raise UsageError(f"{old!r} belongs to a bound module; rename it there")
+        if new in ws.params or new in ws.stored or new in buffers:
+            raise InvalidNameError(f"{new!r} exists already; delete it, or take another name")
+        repository, live = self.writable(), old in ws.params
+        if ws.head is None and not live:
+            raise self.missing(old)
+        try:
+            if ws.head is not None:
+                repository.rename(self.scope_name(), old, new)
+        except ParamNotFoundError:
+            if not live:  # else it has not been committed in this scope yet
+                raise
+        ws.rename(old, new)
 
     @contextmanager
     def scope(
         self, state: Any, *, commit: bool, show: Callable[[WorkingSet], None]
     ) -> Iterator[StateDict]:
         """Enter the scope that ``state`` means; ``show`` is told what is current, both ways."""
-        named = self._to_enter(state)
-        inner, outer = named or values.plain_working_set(state), self.current
-        self.scopes.enter(inner)
-        show(inner)
+        with self.lock:
+            inner = self.scopes.enter(state, self._enterable, unnamed=not self.private)
+            show(inner)
+        yielded: Any = inner.state if inner.scope is not None else {} if state is None else state
         try:
-            if named is not None:
-                yield named.state
-                if commit:
-                    self.commit_changes()
-            else:
-                plain: Any = {"params": {}, "constraints": {}} if state is None else state
-                yield plain
-                plain.update(params=inner.params.copy(), constraints=dict(inner.constraints))
+            yield yielded
+            if inner.scope is None:
+                yielded.update(params=inner.params.copy(), constraints=dict(inner.constraints))
+            elif commit:
+                self.commit_changes()
         finally:
-            self.scopes.leave()
-            show(outer)
-
-    def _to_enter(self, state: object) -> WorkingSet | None:
-        """The working set of the scope that ``scope(state)`` means; None for a plain state.
-
-        Raises:
-            ScopeError: it is active, another thread is inside a scope, or another store's.
-        """
-        if isinstance(state, StateDict) and state.working_set is not None:
-            return self._again(state.working_set)
-        if isinstance(state, str):
-            check_scope_name(state)
-            self.scopes.check_free(state)
-            found = self.scopes.known(state) or self._enterable(state)
-            self.scopes.keep(found)
-            return found
-        if state is None and not self.private:
-            name = own_name()
-            self.scopes.check_free(name)
-            found = self._enterable(name)
-            self.scopes.hold(found)
-            return found
-        return None
-
-    def _again(self, ws: WorkingSet) -> WorkingSet:
-        assert ws.scope is not None
-        if self.scopes.known(ws.scope) is not ws:
-            raise ScopeError(f"the state of scope {ws.scope!r} belongs to another store")
-        self.scopes.check_free(ws.scope)
-        return ws
+            with self.lock:
+                self.scopes.leave()
+                show(self.current)
 
     def _enterable(self, scope: str) -> WorkingSet:
-        with self.lock:
-            self._backend = self.backend  # that of a private store is made now
-            return self._opened(scope)
+        self._backend = self.backend  # that of a private store is made now
+        return self._opened(scope)
 
 
 def _before_fork() -> None:
     """Wait for every session: a child has none of the threads that could release its lock."""
-    for session in list(_sessions):
-        session.lock.acquire()
-        _held_for_fork.append(session.lock)
+    _forking.acquire()
+    for reference in _sessions.valuerefs():
+        if (session := reference()) is not None:
+            session.lock.acquire()
+            _held_for_fork.append(session.lock)
 
 
 def _after_fork() -> None:
     while _held_for_fork:
         _held_for_fork.pop().release()
+    _forking.release()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

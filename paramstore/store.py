@@ -32,9 +32,10 @@ from paramstore.reader import MapLocation, SnapshotView
 from paramstore.refs import check_scope_name
 from paramstore.request import Request
 from paramstore.restore import Names
+from paramstore.scope import State
 from paramstore.session import Backend, Reference, Session
 from paramstore.snapshot import History, Log, ScopeInfo, Snapshot
-from paramstore.working_set import StateDict, Unconstrained, WorkingSet, logger
+from paramstore.working_set import StateDict, Unconstrained, WorkingSet
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -77,7 +78,13 @@ class ParamStoreDict:
     ) -> None:
         check_scope_name(scope)
         database = None
-        if path_or_url is not None:
+        if path_or_url is None:
+            if start is not None or readonly or not create or journal is not None:
+                raise InvalidInputError(
+                    "start=, readonly=, create= and journal= are about a database; give its path, "
+                    "or leave them out for a store in memory"
+                )
+        else:
             database = Database.open(
                 path_or_url, readonly=readonly, create=create, timeout=timeout, journal=journal
             )
@@ -90,15 +97,7 @@ class ParamStoreDict:
 
     def clear(self) -> None:
         """Empty the working set; snapshots stay, and ``resume()`` brings the newest back."""
-        with self._session.lock:
-            if self._current.head is not None and len(self._params):
-                logger.info(
-                    "cleared the working set of scope %r; its %d snapshots are untouched and "
-                    "resume() brings the newest back",
-                    self._current.scope,
-                    self._current.head.version,
-                )
-            self._current.clear()
+        self._session.clear()
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """Iterate over ``(name, constrained value)`` pairs."""
@@ -305,7 +304,7 @@ class ParamStoreDict:
             UnsupportedFileError: something else; the message names it. Nothing has changed.
         """
         loaded = archive.load_file(filename, map_location)
-        params = {name: values.trainable(tensor) for name, tensor, _ in loaded}
+        params = {name: tensor for name, tensor, _ in loaded}
         self.set_state({"params": params, "constraints": {name: c for name, _, c in loaded}})
 
     # ------------------------------------------------------------------ modules and objects
@@ -333,9 +332,9 @@ class ParamStoreDict:
                 integration knows.
 
         Raises:
-            InvalidInputError: an object without a state.
+            InvalidInputError: an object without a state, or ``rng`` is an object.
         """
-        check_attachable(objects)
+        check_attachable(objects, rng=rng)
         with self._session.lock:
             self._current.attached.update(objects)
             if rng is not None:
@@ -423,7 +422,7 @@ class ParamStoreDict:
             ParamNotFoundError: no snapshot of the scope has such a parameter.
         """
         session = self._session
-        return History(session.repository.history(scope or session.scope_name(), name, limit))
+        return History(session.repository.history(session.this(scope), name, limit))
 
     def at(self, reference: Reference) -> SnapshotView:
         """Look at one snapshot; a tensor is read when it is asked for.
@@ -466,7 +465,7 @@ class ParamStoreDict:
         Raises:
             TagNotFoundError: no such tag.
         """
-        self._session.writable().untag(scope or self._session.scope_name(), name)
+        self._session.writable().untag(self._session.this(scope), name)
 
     # ------------------------------------------------------------------ going back
 
@@ -490,7 +489,7 @@ class ParamStoreDict:
             include: Names or shell patterns (``"net$$$*"``) to restore; default: all.
             exclude: Names or patterns to leave alone.
             strict: Refuse a snapshot that lacks a tensor of a bound module, or the state of
-                something attached.
+                something attached. A state that nothing is attached for is left alone.
             verify: Compare every stored byte with its digest before anything is changed.
 
         Raises:
@@ -535,7 +534,7 @@ class ParamStoreDict:
     # ------------------------------------------------------------------ scopes
 
     def scope(
-        self, state: Mapping[str, Any] | str | None = None, *, commit: bool = True
+        self, state: State = None, *, commit: bool = True
     ) -> AbstractContextManager[StateDict]:
         """Enter another scope and yield its state; on leaving, the outer one is back, unchanged.
 
@@ -550,6 +549,7 @@ class ParamStoreDict:
 
         Raises:
             ScopeError: the scope is active, or another thread is inside one.
+            InvalidInputError: not a state, or one that cannot be written to.
         """
         return self._session.scope(state, commit=commit, show=self._use)
 

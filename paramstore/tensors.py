@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import torch
@@ -43,10 +43,13 @@ __all__ = [
     "dtype_name",
     "empty",
     "encode",
+    "fill",
     "from_data",
     "outside_modes",
     "parse_header",
+    "shares_memory",
     "torch_dtype",
+    "unfillable",
 ]
 
 if sys.byteorder != "little":
@@ -223,6 +226,19 @@ def _layout_advice(tensor: Tensor) -> str | None:
     return None
 
 
+def shares_memory(tensor: Tensor) -> bool:
+    """Tell whether a tensor is expanded, so that several of its elements are one in memory."""
+    return torch._debug_has_internal_overlap(tensor) == 1
+
+
+def unfillable(tensor: Tensor) -> str | None:
+    """Say why a :class:`Filler` refuses a tensor, as half a sentence; None where it does not."""
+    advice = _advice(tensor)
+    if advice is not None:
+        return f"it is {advice}"
+    return "its elements share memory; clone it first" if shares_memory(tensor) else None
+
+
 def empty(dtype: str, shape: tuple[int, ...], *, device: torch.device | str = "cpu") -> Tensor:
     """Make an uninitialised contiguous tensor of that safetensors dtype name and shape.
 
@@ -248,10 +264,12 @@ class Filler:
                 whose elements share memory.
         """
         check_storable(target, "the tensor to fill")
-        if torch._debug_has_internal_overlap(target) == 1:
+        if shares_memory(target):
             raise UnsupportedTensorError(
                 "the tensor to fill is expanded, so its elements share memory; clone it first"
             )
+        self.touched = False
+        """Whether any element of the tensor may have been written."""
         self._target = target
         self._header, _ = layout(target.dtype, target.shape)
         self._direct = _is_plain_memory(target)
@@ -278,6 +296,7 @@ class Filler:
         self._filled = end
 
     def _copy(self, data: memoryview, chunk: bytes | memoryview) -> None:
+        self.touched |= self._direct and bool(data)
         if isinstance(chunk, bytes) and data:
             # memmove lets other threads run, which the assignment to a memoryview does not.
             source = ctypes.cast(ctypes.c_char_p(chunk), ctypes.c_void_p).value or 0
@@ -297,6 +316,7 @@ class Filler:
                 f"a stored tensor has {max(self._filled, 0)} bytes, not {len(self._view)}"
             )
         if not self._direct:
+            self.touched = True
             copy_into(self._target, self._buffer)
 
     def _check_header(self, chunk: bytes | memoryview) -> int:
@@ -307,6 +327,22 @@ class Filler:
             f"the stored tensor is {dtype} of shape {shape}, the one to fill is "
             f"{NAMES[self._target.dtype]} of shape {tuple(self._target.shape)}"
         )
+
+
+def fill(fillers: Iterable[Filler], chunks: Iterable[bytes], digest: bytes | None) -> bool:
+    """Fill tensors with one blob; tell whether it was whole and, if given, of that digest."""
+    fillers, hasher = list(fillers), blake3()
+    try:
+        for chunk in chunks:
+            for filler in fillers:
+                filler.write(chunk)
+            if digest is not None:
+                hasher.update(chunk)
+        for filler in fillers:
+            filler.close()
+    except CorruptError:
+        return False
+    return digest is None or hasher.digest() == digest
 
 
 def _view(tensor: Tensor) -> memoryview:

@@ -5,7 +5,7 @@ Checks before anything changes; never looks at names that are held already.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.distributions.constraints import Constraint
 from paramstore.constraints import unconstrain
 from paramstore.errors import InvalidInputError, InvalidValueError
 from paramstore.refs import check_param_name
+from paramstore.tensors import shares_memory
 from paramstore.working_set import WorkingSet
 
 if TYPE_CHECKING:
@@ -62,12 +63,13 @@ def to_trained(
 def trainable(tensor: Tensor) -> Tensor:
     """Return the tensor itself where it is a leaf, else a detached one; it requires a gradient.
 
-    So does every parameter of Pyro's store.
+    So does every parameter of Pyro's store. An expanded tensor, whose elements share memory, could
+    be neither trained nor restored in place; a contiguous copy takes its place.
     """
     if tensor.is_inference():
         with torch.inference_mode(mode=False):
             tensor = tensor.clone()
-    elif not tensor.is_leaf:
+    elif not tensor.is_leaf or shares_memory(tensor):
         tensor = tensor.detach().contiguous()
     tensor.requires_grad = True
     return tensor
@@ -104,11 +106,16 @@ def plain_working_set(state: Any) -> WorkingSet:
     """Make the working set of a state that lives in memory only; None is an empty one.
 
     Raises:
-        InvalidInputError: not a state.
+        InvalidInputError: not a state, or one that cannot take what it holds in the end.
     """
     ws = WorkingSet(None)
     if state is not None:
         params, specs = check_state(state)
+        if not isinstance(state, MutableMapping):
+            raise InvalidInputError(
+                f"scope(state) writes into the state on leaving, and {type(state).__name__} cannot "
+                f"be written to; pass dict(state)"
+            )
         for name, tensor in params.items():
             ws.put(name, tensor, specs.get(name, constraints.real))
     return ws

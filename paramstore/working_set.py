@@ -18,7 +18,7 @@ from torch.distributions.constraints import Constraint
 
 from paramstore.constraints import is_identity, is_static, to_spec, transform_of
 from paramstore.db.manifest import entry_line
-from paramstore.errors import UnknownConstraintError
+from paramstore.errors import InvalidNameError, UnknownConstraintError
 from paramstore.lazy import UNREAD, Params
 from paramstore.names import param_with_module_name
 
@@ -129,6 +129,10 @@ class WorkingSet:
         """Every parameter of ``parent``."""
         self.extra_blobs: dict[tuple[bytes, int], tuple[int, bytes]] = {}
         """Blobs of the last extras by fingerprint and size: row id and digest."""
+        self.parent_states: dict[str, str] = {}
+        """Skeletons of the attached states in ``parent``."""
+        self.parent_digests: list[bytes] = []
+        """Digests of the tensors in them, and of those in the extras behind."""
         self._specs: dict[int, tuple[Constraint, Spec]] = {}
 
     @cached_property
@@ -147,7 +151,13 @@ class WorkingSet:
     # -- one name ------------------------------------------------------------------
 
     def put(self, name: str, tensor: Tensor, constraint: Constraint) -> None:
-        """Make ``tensor`` the unconstrained value of ``name``."""
+        """Make ``tensor`` the unconstrained value of ``name``.
+
+        Raises:
+            InvalidNameError: a buffer of a bound module has that name.
+        """
+        if self.modules and name not in self.params and name in self.buffers():
+            raise InvalidNameError(f"{name!r} is a buffer of a bound module; change it there")
         self.forget_tensor(name)
         dict.__setitem__(self.params, name, tensor)
         self.names[tensor] = name
@@ -169,8 +179,11 @@ class WorkingSet:
     def rename(self, old: str, new: str) -> None:
         """Move everything that is known of a name to another one."""
         if old in self.params:
-            value = dict.pop(self.params, old)
-            dict.__setitem__(self.params, new, value)
+            value = dict.__getitem__(self.params, old)
+            # At its old place: whoever makes an optimiser of named_parameters() counts on it.
+            pairs = [(new if n == old else n, v) for n, v in dict.items(self.params)]
+            dict.clear(self.params)
+            dict.update(self.params, pairs)
             self.constraints[new] = self.constraints.pop(old)
             self.transforms.pop(old, None)
             if value is not UNREAD and self.names.get(value) == old:

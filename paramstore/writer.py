@@ -6,7 +6,7 @@ Reads tensors and writes rows; never changes a tensor, and never makes part of a
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Final
@@ -54,16 +54,17 @@ class _Snapshotting:
         """How many of them were written by transactions that have ended."""
         self.encoder = extras.Encoder()
         self.skeletons = self._skeletons()
+        """Those of attached states first, so that extras do not move their tensors."""
         self.extra_blobs: dict[int, tuple[int, bytes]] = {}
 
     def _skeletons(self) -> list[tuple[str, str, str]]:
         states = capture_all(self.working_set.attached, rng=self.working_set.rng)
         return [
-            ("extra", name, self.encoder.encode(value, f"extras[{name!r}]"))
-            for name, value in self.request.extras.items()
-        ] + [
             ("state", name, self.encoder.encode(value, f"attached {name!r}"))
             for name, value in states.items()
+        ] + [
+            ("extra", name, self.encoder.encode(value, f"extras[{name!r}]"))
+            for name, value in self.request.extras.items()
         ]
 
     # -- what changed --------------------------------------------------------------
@@ -111,6 +112,15 @@ class _Snapshotting:
         names = {name for name, entry in entries.items() if parent.get(name) is not entry}
         return names | (parent.keys() - self.live.keys() - self.carried.keys())
 
+    def states_changed(self, jobs: Iterable[Job]) -> bool:
+        """Whether attached objects have another state than in the parent."""
+        ws = self.working_set
+        if {name: text for _, name, text in self.skeletons} != ws.parent_states:
+            return True
+        digests = {seq: digest for seq, (_, digest) in self.extra_blobs.items()}
+        digests |= {job.seq: job.blob.digest for job in jobs}
+        return [digests[seq] for seq in range(len(digests))] != ws.parent_digests[: len(digests)]
+
     # -- the catalogue -------------------------------------------------------------
 
     def draft(self, tx: Transaction) -> Draft:
@@ -157,6 +167,8 @@ class _Snapshotting:
         current = {blob_id for blob_id, _ in self.extra_blobs.values()}
         kept = {key: known for key, known in ws.extra_blobs.items() if known[0] in current}
         ws.extra_blobs = kept | fresh
+        ws.parent_states = {name: text for kind, name, text in self.skeletons if kind == "state"}
+        ws.parent_digests = [self.extra_blobs[seq][1] for seq in range(len(self.extra_blobs))]
 
 
 class Writer:
@@ -183,12 +195,18 @@ class Writer:
             UnsupportedTensorError, UnsupportedExtraError: something has no stored form.
             StoreBusyError, StorageError: the database could not be written.
         """
+        with _without_collector():
+            return self._retried(working_set, request, only_changes=only_changes)
+
+    def _retried(
+        self, working_set: WorkingSet, request: Request, *, only_changes: bool
+    ) -> Snapshot | None:
+        # A function of its own, so that all jobs are gone when the collector is back.
         forced: frozenset[str] = frozenset()
         while True:
+            task = _Snapshotting(working_set, request, forced)
             try:
-                with _without_collector():
-                    task = _Snapshotting(working_set, request, forced)
-                    return self._commit(task, only_changes=only_changes)
+                return self._commit(task, only_changes=only_changes)
             except StaleEntries as stale:
                 # Another process thinned the history that this working set continues.
                 if forced:
@@ -206,10 +224,15 @@ class Writer:
         every = [*(item.tensor for item in task.live.values()), *task.encoder.tensors]
         threaded = pays_for_a_thread(every)
         with ahead(source, _copied, COPIED_BYTES) if threaded else nullcontext(source) as batches:
-            first = next(batches, None)
-            if only_changes and first is None and not task.moved():
-                return None
-            return self._write(task, chain([first] if first else [], batches))
+            first = next(batches, None) or []
+            if only_changes and not any(job.item for job in first) and not task.moved():
+                rest = [first, *batches]  # the tensors of attached states
+                if not task.states_changed(chain.from_iterable(rest)):
+                    return None
+                batches = iter(rest)
+            else:
+                batches = chain([first], batches)
+            return self._write(task, batches)
 
     def _batches(self, task: _Snapshotting) -> Iterator[list[Job]]:
         """Hash what changed, in batches; describe each batch after it was handed over."""

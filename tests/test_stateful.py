@@ -53,7 +53,7 @@ class FileSnapshots(SnapshotMachine):
 
 @pytest.mark.parametrize(
     ("machine", "share"),
-    [(PrivateDictionary, 1.0), (FileDictionary, 0.5), (PrivateSnapshots, 0.5), (FileSnapshots, 1)],
+    [(PrivateDictionary, 4), (FileDictionary, 1), (PrivateSnapshots, 1), (FileSnapshots, 1)],
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_random_operations_agree_with_the_model(machine: type[Any], share: float) -> None:
