@@ -35,8 +35,8 @@ class Job:
     __slots__ = (
         "_blob",
         "_encoded",
+        "_fingerprint",
         "blob_id",
-        "fingerprint",
         "item",
         "name",
         "nbytes",
@@ -48,7 +48,7 @@ class Job:
     def __init__(
         self, name: str, tensor: Tensor, *, item: Item | None = None, seq: int = -1
     ) -> None:
-        """Encode and fingerprint a tensor.
+        """Encode a tensor.
 
         Raises:
             UnsupportedTensorError: it has no stored form.
@@ -56,13 +56,13 @@ class Job:
         encoded = tensors.encode(tensor, name=name)
         self._encoded: tensors.Encoded | None = encoded
         self._blob: NewBlob | None = None
+        self._fingerprint: bytes | None = None
         self.name = name
         self.tensor = tensor
         self.item = item
         """The parameter that it is the value of; None for any other tensor."""
         self.seq = seq
         """Its place among the tensors of the extras."""
-        self.fingerprint = encoded.fingerprint()
         self.nbytes = encoded.nbytes
         """Bytes that it takes in the database."""
         self.statistics: Statistics | None = None
@@ -74,13 +74,21 @@ class Job:
         """The encoded tensor, made again where the copy has been released."""
         return self._encoded or tensors.encode(self.tensor, name=self.name)
 
+    def fingerprint(self) -> bytes:
+        """Make the fingerprint, once: what a tensor that has not changed is known by."""
+        if self._fingerprint is None:
+            self._fingerprint = self.encoded.fingerprint()
+        return self._fingerprint
+
     @property
     def blob(self) -> NewBlob:
         """Its bytes under their digest."""
         return self._blob or self.hash()
 
     def hash(self) -> NewBlob:
-        """Make the digest."""
+        """Make the digest, once."""
+        if self._blob is not None:
+            return self._blob
         encoded = self.encoded
         self._blob = NewBlob(
             digest=encoded.digest(),
@@ -95,10 +103,9 @@ class Job:
     def _chunks(self) -> Iterator[memoryview]:
         return self.encoded.chunks()
 
-    @property
     def content(self) -> tuple[bytes, int]:
         """What tells whether two tensors are the same."""
-        return self.fingerprint, self.nbytes
+        return self.fingerprint(), self.nbytes
 
     @property
     def copied(self) -> int:
@@ -132,10 +139,11 @@ class Job:
 
 
 def batched(jobs: Iterable[Job]) -> Iterator[list[Job]]:
-    """Cut jobs into batches that are worth a statement, and small enough to begin with."""
+    """Hash jobs, and cut them into batches that are worth a statement and soon there."""
     batch: list[Job] = []
     nbytes = 0
     for job in jobs:
+        job.hash()  # now, while a look at its fingerprint has left it in the processor's cache
         batch.append(job)
         nbytes += job.nbytes
         if nbytes >= BATCH_BYTES or len(batch) >= BATCH_TENSORS:
@@ -143,13 +151,6 @@ def batched(jobs: Iterable[Job]) -> Iterator[list[Job]]:
             batch, nbytes = [], 0
     if batch:
         yield batch
-
-
-def hashed(batch: list[Job]) -> list[Job]:
-    """Make the digests of a batch."""
-    for job in batch:
-        job.hash()
-    return batch
 
 
 def values_of(batch: list[Job]) -> list[tuple[Tensor, Transform | None]]:

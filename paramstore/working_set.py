@@ -85,8 +85,8 @@ class Stored(NamedTuple):
     entry: Entry
     """Its row in the snapshot that the working set continues."""
     fingerprint: bytes | None = None
-    """xxh3-128 of these bytes as the last commit saw them; None where they came from the database
-    since: the next commit compares digests once, and a restore need not hash what it copies."""
+    """xxh3-128 of these bytes, where the last commit found them unchanged; None otherwise: the next
+    commit compares digests, which it needs in any case for what changes every time."""
 
 
 class Item(NamedTuple):

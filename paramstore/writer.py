@@ -18,7 +18,6 @@ from paramstore.jobs import (
     Job,
     batched,
     describe_all,
-    hashed,
     pays_for_a_thread,
     values_of,
 )
@@ -73,10 +72,10 @@ class _Snapshotting:
         """Look at every live tensor and yield those whose bytes or description differ."""
         for item in self.live.values():
             job = Job(item.name, item.tensor, item=item)
-            self.fingerprints[item.name] = job.fingerprint
             entry = self._unchanged(item, job)
             if entry is not None:
                 self.kept[item.name] = entry
+                self.fingerprints[item.name] = job.fingerprint()
             else:
                 yield job
 
@@ -96,7 +95,7 @@ class _Snapshotting:
         """Yield the tensors of the extras that the last snapshot did not hold."""
         for seq, tensor in enumerate(self.encoder.tensors):
             job = Job(f"tensor {seq} of the extras", tensor, seq=seq)
-            known = None if self.forced else self.working_set.extra_blobs.get(job.content)
+            known = None if self.forced else self.working_set.extra_blobs.get(job.content())
             if known is None:
                 yield job
             else:
@@ -157,13 +156,14 @@ class _Snapshotting:
         ws = self.working_set
         entries = {**self.carried, **self.kept, **new}
         before = ws.stored
+        # No fingerprint of what changed: it will change again, and is hashed at once then.
         ws.stored = {
-            name: Stored(entry, self.fingerprints.get(name) or before[name].fingerprint)
+            name: Stored(entry, self.fingerprints.get(name)) if name in self.live else before[name]
             for name, entry in entries.items()
         }
         ws.head = ws.parent = snapshot
         ws.parent_entries = entries
-        fresh = {job.content: (job.blob_id, job.blob.digest) for job in self.jobs if not job.item}
+        fresh = {job.content(): (job.blob_id, job.blob.digest) for job in self.jobs if not job.item}
         current = {blob_id for blob_id, _ in self.extra_blobs.values()}
         kept = {key: known for key, known in ws.extra_blobs.items() if known[0] in current}
         ws.extra_blobs = kept | fresh
@@ -238,11 +238,10 @@ class Writer:
         """Hash what changed, in batches; describe each batch after it was handed over."""
         for batch in batched(task.changed()):
             values = values_of(batch)
-            yield hashed(batch)
+            yield batch
             if self._statistics:
                 describe_all(batch, values)
-        for batch in batched(task.changed_extras()):
-            yield hashed(batch)
+        yield from batched(task.changed_extras())
 
     def _write(self, task: _Snapshotting, batches: Iterator[list[Job]]) -> Snapshot:
         scope, head = task.working_set.scope, task.working_set.head
@@ -278,7 +277,7 @@ def _holding(job: Job, name: str, ws: WorkingSet) -> Entry | None:
     """The row that has the bytes of the job: the one last seen under its name, or the parent's."""
     stored, parent = ws.stored.get(name), ws.parent_entries.get(name)
     if stored is not None and stored.fingerprint is not None:
-        if stored.fingerprint == job.fingerprint:
+        if stored.fingerprint == job.fingerprint():
             return stored.entry
     elif stored is not None and stored.entry.digest == job.blob.digest:
         return stored.entry
