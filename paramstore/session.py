@@ -404,7 +404,11 @@ class Session:
         with self.lock:
             inner = self.scopes.enter(state, self._enterable, unnamed=not self.private)
             show(inner)
-        yielded: Any = inner.state if inner.scope is not None else {} if state is None else state
+        yielded: Any = state
+        if inner.scope is not None:
+            yielded = inner.state
+        elif state is None:
+            yielded = {"params": {}, "constraints": {}}
         try:
             yield yielded
             if inner.scope is None:

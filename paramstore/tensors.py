@@ -228,7 +228,8 @@ def _layout_advice(tensor: Tensor) -> str | None:
 
 def shares_memory(tensor: Tensor) -> bool:
     """Tell whether a tensor is expanded, so that several of its elements are one in memory."""
-    return torch._debug_has_internal_overlap(tensor) == 1
+    strided = tensor.layout is torch.strided
+    return strided and torch._debug_has_internal_overlap(tensor) == 1
 
 
 def unfillable(tensor: Tensor) -> str | None:
