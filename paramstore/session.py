@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from paramstore import binding
 from paramstore.attached import applied, check_states
 from paramstore.db.engine import Database
-from paramstore.db.repository import Repository
+from paramstore.db.repository import Manifest, Repository
 from paramstore.errors import (
+    CorruptError,
     InvalidNameError,
     ParamNotFoundError,
     ReadOnlyError,
@@ -235,9 +236,20 @@ class Session:
         if head is None and start is not None:
             first = self.repository.resolve(parse_ref(start), scope)
         if first is not None:
-            outside_modes(begin, ws, self.repository.manifest(first), self.backend.reader)
+            outside_modes(begin, ws, self._begun(first), self.backend.reader)
         ws.head = head and self.with_extras(head)
         return ws
+
+    def _begun(self, first: Snapshot) -> Manifest:
+        try:
+            return self.repository.manifest(first)
+        except CorruptError as error:
+            raise CorruptError(
+                f"{error}. Older snapshots may be whole: list them with sqlite3 in v_snapshots and "
+                f"open the file with scope='rescue', start='{first.scope}@N'",
+                params=error.params,
+                snapshots=error.snapshots,
+            ) from error
 
     @_alone
     def _read(self, ws: WorkingSet, names: Iterable[str]) -> None:

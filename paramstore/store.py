@@ -39,7 +39,7 @@ from paramstore.working_set import StateDict, Unconstrained, WorkingSet
 
 M = TypeVar("M", bound=nn.Module)
 
-_held = dict.__getitem__
+_held, _pairs = dict.__getitem__, dict.items
 
 
 class ParamStoreDict:
@@ -216,7 +216,7 @@ class ParamStoreDict:
         params = self._params
         if params.any_unread:
             params.load()
-        return dict.items(params)
+        return _pairs(params)
 
     def get_all_param_names(self) -> KeysView[str]:
         """Deprecated, as in Pyro: use :meth:`keys`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +128,17 @@ def test_loading_keeps_what_is_frozen(store: paramstore.ParamStoreDict, tmp_path
     other = paramstore.ParamStoreDict()
     other.load(tmp_path / "net.safetensors")
     assert not any(tensor.requires_grad for _, tensor in other.named_parameters())
+
+
+def test_opening_at_a_damaged_snapshot_says_where_else_to_begin(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    with paramstore.open(path) as store:
+        for value in (1.0, 2.0):
+            store["x"] = torch.full((2,), value)
+            store.commit()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE snapshots SET message = 'altered' WHERE version = 2")
+    with pytest.raises(paramstore.CorruptError, match=r"scope='rescue', start='main@N'"):
+        paramstore.open(path)
+    with paramstore.open(path, scope="rescue", start="main@1") as store:
+        assert store["x"].tolist() == [1.0, 1.0]
