@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributions import constraints
 
 import paramstore
 
@@ -142,3 +143,17 @@ def test_opening_at_a_damaged_snapshot_says_where_else_to_begin(tmp_path: Path) 
         paramstore.open(path)
     with paramstore.open(path, scope="rescue", start="main@1") as store:
         assert store["x"].tolist() == [1.0, 1.0]
+
+
+def test_a_damaged_constraint_spec_is_mended_by_the_next_commit_that_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    with paramstore.open(path) as store:
+        store.setdefault("scale", torch.ones(2), constraint=constraints.positive)
+        store.commit()
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE constraints SET spec = replace(spec, 'pos', 'neg')")
+        store["scale"] = torch.full((2,), 3.0)
+        store.commit()
+    with paramstore.open(path) as again:
+        assert again["scale"].tolist() == pytest.approx([3.0, 3.0])
+        assert again.at("@1")["scale"].tolist() == [1.0, 1.0]

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from blake3 import blake3
-from sqlalchemy import BindParameter, Connection, bindparam, select
+from sqlalchemy import BindParameter, Connection, bindparam, select, update
 
 from paramstore.db import bulk
 from paramstore.db.blobs import digests, shape_text
@@ -55,8 +55,13 @@ _VERSIONS = (
     .join(blobs, blobs.c.id == param_versions.c.blob_id)
     .where(param_versions.c.id.in_(_values))
 )
-_CONSTRAINTS = select(constraints.c.digest, constraints.c.id).where(
+_CONSTRAINTS = select(constraints.c.digest, constraints.c.id, constraints.c.spec).where(
     constraints.c.digest.in_(_values)
+)
+_MEND_CONSTRAINT = (
+    update(constraints)
+    .where(constraints.c.id == bindparam("row_id"))
+    .values(spec=bindparam("spec"))
 )
 
 
@@ -215,7 +220,12 @@ class Catalogue:
     def _constraint_ids(self) -> dict[str, int]:
         of_spec = {entry.spec: entry for entry in self._new.values()}
         wanted = {blake3(spec.encode()).digest(): entry for spec, entry in of_spec.items()}
-        found = dict(bulk.select_in(self._connection, _CONSTRAINTS, wanted))
+        found = {}
+        for digest, row_id, spec in bulk.select_in(self._connection, _CONSTRAINTS, wanted):
+            found[digest] = row_id
+            if spec != wanted[digest].spec:  # damaged since, and what it was is at hand
+                mended = {"row_id": row_id, "spec": wanted[digest].spec}
+                self._connection.execute(_MEND_CONSTRAINT, mended)
         new = {digest: entry for digest, entry in wanted.items() if digest not in found}
         ids = bulk.next_ids(self._connection, constraints, len(new))
         added = dict(zip(new, ids, strict=True))
