@@ -17,7 +17,7 @@ from paramstore import ParamStoreDict
 
 def open_store(path: Path, **options: bool | str) -> ParamStoreDict:
     """A store on that file."""
-    return paramstore.open(path, **options)  # type: ignore[arg-type]
+    return paramstore.open(path, **options)  # type: ignore[arg-type]  # as open takes them
 
 
 def fill(store: ParamStoreDict, state: Mapping[str, Tensor]) -> None:

@@ -118,9 +118,9 @@ def to_dict(table: Table) -> dict[str, object]:
 def from_dict(data: dict[str, object]) -> Table:
     """The inverse of :func:`to_dict`."""
     plain = dict(data)
-    rows = [Row(**row) for row in plain.pop("rows")]  # type: ignore[attr-defined]
+    rows = [Row(**row) for row in plain.pop("rows")]  # type: ignore[attr-defined]  # from JSON
     targets = [Target(**target) for target in plain.pop("targets")]  # type: ignore[attr-defined]
-    return Table(rows=rows, targets=targets, **plain)  # type: ignore[arg-type]
+    return Table(rows=rows, targets=targets, **plain)  # type: ignore[arg-type]  # from JSON
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:

@@ -88,7 +88,7 @@ def scalar_of(node: dict[str, Any], data: bytes) -> np.generic:
     """
     _dtype(node["dtype"], _KINDS)
     scalar: Any = array_of({**node, "shape": []}, data)[()]
-    return scalar  # type: ignore[no-any-return]
+    return scalar  # type: ignore[no-any-return]  # NumPy has no type for it
 
 
 def _dtype(text: str, kinds: str) -> np.dtype[Any]:

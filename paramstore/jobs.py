@@ -83,7 +83,7 @@ class Job:
     @property
     def blob(self) -> NewBlob:
         """Its bytes under their digest."""
-        return self._blob or self.hash()
+        return self.hash()
 
     def hash(self) -> NewBlob:
         """Make the digest, once."""
