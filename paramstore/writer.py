@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 COPIED_BYTES: Final = 32 << 20
 """Copies of strided or foreign tensors that may wait to be written."""
-TRANSACTION_BYTES: Final = 128 << 20
-"""One transaction's blobs: each costs five fdatasync, and none may grow the page cache for ever."""
+TRANSACTION_BYTES: Final = 512 << 20
+"""One transaction's blobs: each costs five fdatasync, and others have to wait for its end."""
 
 
 class _Snapshotting:

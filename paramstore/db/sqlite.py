@@ -10,16 +10,18 @@ import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from paramstore.db.border import error_code
+from paramstore.db.writeback import Writeback
 from paramstore.errors import InvalidInputError, StorageError, UsageError
 
 Mode = Literal["ro", "rw", "rwc"]
 Journal = Literal["truncate", "wal"]
+C = TypeVar("C", bound=sqlite3.Connection)
 
 OLDEST: Final = (3, 35, 0)
 """The oldest SQLite with all that is used here (RETURNING, DROP COLUMN)."""
@@ -48,6 +50,7 @@ class Connection(sqlite3.Connection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._process = os.getpid()
+        self.writeback: Writeback | None = None
         super().__init__(*args, **kwargs)
 
     @property
@@ -130,7 +133,8 @@ def connect(path: Path | None, mode: Mode) -> sqlite3.Connection:
     if path is None:
         connection = _connect(":memory:", sqlite3.Connection)
     else:
-        connection = _connect(f"{path.as_uri()}?mode={mode}", Connection)
+        connection = file = _connect(f"{path.as_uri()}?mode={mode}", Connection)
+        file.writeback = Writeback(path)
     try:
         _set_up(connection, mode)
     except BaseException:
@@ -139,8 +143,8 @@ def connect(path: Path | None, mode: Mode) -> sqlite3.Connection:
     return connection
 
 
-def _connect(uri: str, factory: type[sqlite3.Connection]) -> sqlite3.Connection:
-    return sqlite3.connect(
+def _connect(uri: str, factory: type[C]) -> C:
+    made: C = sqlite3.connect(
         uri,
         uri=True,
         timeout=0,  # waiting is ours, so that Ctrl-C works and a cache spill never waits
@@ -149,6 +153,7 @@ def _connect(uri: str, factory: type[sqlite3.Connection]) -> sqlite3.Connection:
         cached_statements=_STATEMENTS,
         factory=factory,
     )
+    return made
 
 
 def _set_up(connection: sqlite3.Connection, mode: Mode) -> None:
@@ -194,6 +199,8 @@ def insert_value(
     with connection.blobopen(table, column, row_id) as value:
         for part in parts:
             value.write(part)
+    if isinstance(connection, Connection) and connection.writeback is not None:
+        connection.writeback.wrote(length)
 
 
 def is_hot_journal(error: BaseException) -> bool:
