@@ -8,8 +8,12 @@ from __future__ import annotations
 import threading
 import uuid
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, MutableMapping
+from operator import is_
 from typing import Any
+
+from torch import Tensor
 
 from paramstore import values
 from paramstore.errors import ScopeError
@@ -18,6 +22,39 @@ from paramstore.working_set import StateDict, WorkingSet
 
 State = MutableMapping[str, Any] | str | None
 """What ``scope(state)`` takes: a name, what a scope yielded, or a plain state."""
+
+
+class _Left(dict[str, Tensor]):
+    """The ``params`` of a plain state that was left, with the working set that enters it again.
+
+    PyroModule enters one at every forward call. A state that was changed in between is entered
+    anew, as is one that is still entered: it has no working set to offer meanwhile.
+    """
+
+    __slots__ = ("constraints", "working_set")
+
+    def __init__(self, working_set: WorkingSet) -> None:
+        super().__init__(working_set.params.copy())
+        self.constraints = dict(working_set.constraints)
+        self.working_set: WorkingSet | None = working_set
+
+    def agrees(self, working_set: WorkingSet) -> bool:
+        """Whether it holds what the working set does, in this order."""
+        params, constraints = working_set.params, working_set.constraints
+        if not (self or params or self.constraints or constraints):
+            return True  # nearly always, where PyroModule enters it
+        return (
+            len(self) == len(params)
+            and len(self.constraints) == len(constraints)
+            and all(map(is_, self.values(), dict.values(params)))
+            and all(map(is_, self.constraints.values(), constraints.values()))
+            and [*self] == [*dict.keys(params)]
+            and [*self.constraints] == [*constraints]
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # torch.load(weights_only=True) takes no call of dict, and this.
+        return OrderedDict, (), None, None, iter(self.items())
 
 
 class Scopes:
@@ -83,7 +120,7 @@ class Scopes:
         elif state is None and unnamed:
             found, keep = opened(_own_name()), self.hold
         else:
-            return self._enter(values.plain_working_set(state))
+            return self._enter(_taken_out(state) or values.plain_working_set(state))
         self._enter(found)
         keep(found)
         return found
@@ -108,13 +145,42 @@ class Scopes:
                 f"{_shown(self.current.scope)}. A store has one current scope; open a second store "
                 f"on the same file for the other thread"
             )
-        active = (working_set.scope for working_set in (self.current, *self._outer))
-        if name is not None and name in active:
+        if name is None:
+            return
+        if name in {working_set.scope for working_set in (self.current, *self._outer)}:
             raise ScopeError(f"scope {name!r} is active already; leave it before entering it again")
 
     def leave(self) -> None:
         """Go back to the working set around the current one."""
         self.current = self._outer.pop()
+
+
+def give_back(state: MutableMapping[str, Any], working_set: WorkingSet) -> None:
+    """Put what a plain working set holds into its state; Pyro exchanges the tables, too."""
+    left = _left(state)
+    if left is not None and left.agrees(working_set):
+        left.working_set = working_set
+        return
+    left = _Left(working_set)
+    state.update(params=left, constraints=left.constraints)
+
+
+def _left(state: Any) -> _Left | None:
+    """What leaving a plain state put into it, unless somebody exchanged a table since."""
+    if type(state) is not dict or len(state) != 2:
+        return None
+    params = state.get("params")
+    whole = type(params) is _Left and params.constraints is state.get("constraints")
+    return params if whole else None
+
+
+def _taken_out(state: Any) -> WorkingSet | None:
+    """The working set of a plain state that was left and is as it was then."""
+    left = _left(state)
+    if left is None or left.working_set is None:
+        return None
+    found, left.working_set = left.working_set, None
+    return found if left.agrees(found) else None
 
 
 def _own_name() -> str:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial, wraps
+from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
@@ -35,7 +36,7 @@ from paramstore.reader import MapLocation, Reader
 from paramstore.refs import check_param_name, check_scope_name, parse_ref, suggest
 from paramstore.request import Request
 from paramstore.restore import Names, begin, continue_from, restore
-from paramstore.scope import Scopes
+from paramstore.scope import Scopes, give_back
 from paramstore.snapshot import Log, Snapshot
 from paramstore.working_set import StateDict, WorkingSet, logger
 from paramstore.writer import Writer
@@ -408,33 +409,61 @@ class Session:
                 raise
         ws.rename(old, new)
 
-    @contextmanager
-    def scope(
-        self, state: Any, *, commit: bool, show: Callable[[WorkingSet], None]
-    ) -> Iterator[StateDict]:
+    def scope(self, state: Any, *, commit: bool, show: Callable[[WorkingSet], None]) -> Visit:
         """Enter the scope that ``state`` means; ``show`` is told what is current, both ways."""
-        with self.lock:
-            inner = self.scopes.enter(state, self._enterable, unnamed=not self.private)
-            show(inner)
-        yielded: Any = state
-        if inner.scope is not None:
-            yielded = inner.state
-        elif state is None:
-            yielded = {"params": {}, "constraints": {}}
-        try:
-            yield yielded
-            if inner.scope is None:
-                yielded.update(params=inner.params.copy(), constraints=dict(inner.constraints))
-            elif commit:
-                self.commit_changes()
-        finally:
-            with self.lock:
-                self.scopes.leave()
-                show(self.current)
+        return Visit(self, state, show, commit=commit)
+
+    def enter(self, state: Any) -> WorkingSet:
+        """Make the working set that ``state`` means the current one."""
+        return self.scopes.enter(state, self._enterable, unnamed=not self.private)
 
     def _enterable(self, scope: str) -> WorkingSet:
         self._backend = self.backend  # that of a private store is made now
         return self._opened(scope)
+
+
+class Visit(AbstractContextManager[StateDict]):
+    """One stay in a scope. A class and no generator: PyroModule makes one at every forward call."""
+
+    __slots__ = ("_commit", "_inner", "_session", "_show", "_state")
+
+    def __init__(
+        self, session: Session, state: Any, show: Callable[[WorkingSet], None], *, commit: bool
+    ) -> None:
+        self._session = session
+        self._state = state
+        self._show = show
+        self._commit = commit
+
+    def __enter__(self) -> StateDict:
+        with self._session.lock:
+            self._inner = self._session.enter(self._state)
+            self._show(self._inner)
+        if self._inner.scope is not None:
+            return self._inner.state
+        if self._state is None:
+            self._state = {"params": {}, "constraints": {}}
+        state: StateDict = self._state
+        return state
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        session = self._session
+        try:
+            if kind is not None:
+                return
+            if self._inner.scope is None:
+                give_back(self._state, self._inner)
+            elif self._commit:
+                session.commit_changes()
+        finally:
+            with session.lock:
+                session.scopes.leave()
+                self._show(session.current)
 
 
 def _before_fork() -> None:
