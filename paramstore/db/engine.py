@@ -23,6 +23,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 from paramstore.db import sqlite
 from paramstore.db.border import FOREIGN, is_busy, translate
 from paramstore.db.forks import GATE
+from paramstore.db.prepared import prepare
 from paramstore.errors import (
     DatabaseError,
     InvalidInputError,
@@ -72,7 +73,7 @@ class Database:
         self._connections: WeakSet[sqlite3.Connection] = WeakSet()
         self._in_use: set[object] = set()
         self._readers: list[sqlite3.Connection] = []
-        """Idle connections that read large values; popped and appended without a lock."""
+        """Idle connections that read; popped and appended without a lock."""
         self._engine = self._make_engine()
         GATE.add(self)
 
@@ -172,6 +173,7 @@ class Database:
     def _set_journal(self, journal: sqlite.Journal) -> None:
         if journal not in get_args(sqlite.Journal):
             raise InvalidInputError(f"journal is 'wal', 'truncate' or None, got {journal!r}")
+        self._close_readers()  # SQLite changes it for the only connection to a file
         self.outside_transaction(lambda c: sqlite.set_pragmas(c, ("journal_mode", journal)))
 
     # -- reading -------------------------------------------------------------------
@@ -186,10 +188,11 @@ class Database:
             StoreBusyError: a writer held the lock for the whole timeout.
             DatabaseError: anything else that the database says.
         """
+        query = prepare(statement)
 
         def attempt() -> list[Any]:
-            with self._borrowed() as connection:
-                return list(connection.execute(statement, parameters or {}).all())
+            with self._borrowed_driver() as connection:
+                return query.rows(connection, parameters or {})
 
         with translate(self.name):
             return self._patiently(attempt)
@@ -264,7 +267,7 @@ class Database:
 
     @contextmanager
     def _borrowed_driver(self) -> Iterator[sqlite3.Connection]:
-        """Lend the driver's connection: SQLAlchemy's pool costs a quarter of reading 1 MiB."""
+        """Lend a connection that only reads: SQLAlchemy's pool costs a quarter of reading 1 MiB."""
         if self.path is None:
             with self._borrowed() as connection:
                 yield _driver(connection)
