@@ -134,8 +134,7 @@ class Session:
         Raises:
             StoreClosedError: after ``close``.
         """
-        if self._closed:
-            raise StoreClosedError("the store is closed; open it again with paramstore.open(…)")
+        self._check_open()
         if self._backend is None:
             with self.lock:
                 if self._backend is None:
@@ -147,18 +146,31 @@ class Session:
         """The catalogue."""
         return self.backend.repository
 
+    @property
+    def reader(self) -> Reader | None:
+        """What reads stored tensors; None where there is no database yet."""
+        return None if self._backend is None else self._backend.reader
+
     def writable(self) -> Repository:
         """The catalogue, for writing.
 
         Raises:
             ReadOnlyError: the store was opened with ``readonly=True``.
         """
-        repository = self.repository
+        self.check_writable()
+        return self.repository
+
+    def check_writable(self) -> None:
+        """Raise what :meth:`writable` does, and make no private database for that."""
+        self._check_open()
         if self._readonly:
             raise ReadOnlyError(
                 "the store was opened with readonly=True; open it without, to write to it"
             )
-        return repository
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreClosedError("the store is closed; open it again with paramstore.open(…)")
 
     def close(self) -> None:
         """Release the database; what is in memory stays."""
@@ -290,8 +302,7 @@ class Session:
     @_alone
     def bind(self, name: str, module: nn.Module, *, strict: bool) -> None:
         """Bind a module to the current working set."""
-        reader = None if self._backend is None else self._backend.reader
-        binding.bind(self.current, reader, name, module, strict=strict)
+        binding.bind(self.current, self.reader, name, module, strict=strict)
 
     def missing(self, name: str) -> ParamNotFoundError:
         """The error for a name that the working set lacks."""

@@ -20,6 +20,7 @@ from paramstore.constraints import is_identity, is_static, to_spec, transform_of
 from paramstore.db.manifest import entry_line
 from paramstore.errors import InvalidNameError, UnknownConstraintError
 from paramstore.lazy import UNREAD, Params
+from paramstore.modules import parameters_of
 from paramstore.names import param_with_module_name
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ class WorkingSet:
         return {
             param_with_module_name(name, path)
             for name, module in self.modules.items()
-            for path, parameter in module.named_parameters()
+            for path, parameter, _ in parameters_of(module)
             if dict.get(self.params, param_with_module_name(name, path)) is parameter
         }
 
