@@ -39,7 +39,7 @@ from paramstore.working_set import StateDict, Unconstrained, WorkingSet
 
 M = TypeVar("M", bound=nn.Module)
 
-_held, _pairs = dict.__getitem__, dict.items
+_held = dict.__getitem__
 
 
 class ParamStoreDict:
@@ -213,10 +213,7 @@ class ParamStoreDict:
 
     def named_parameters(self) -> ItemsView[str, Tensor]:
         """The ``(name, unconstrained value)`` pairs: what is trained."""
-        params = self._params
-        if params.any_unread:
-            params.load()
-        return _pairs(params)
+        return self._params.items()
 
     def get_all_param_names(self) -> KeysView[str]:
         """Deprecated, as in Pyro: use :meth:`keys`."""

@@ -29,6 +29,7 @@ _ELEMENTWISE_NAMES = {(t.__module__, t.__name__) for t in _ELEMENTWISE} | {
     ("pyro.distributions.transforms.softplus", "SoftplusTransform")
 }
 
+_FEW = 64  # elements, of which Python's own numbers are compared faster than tensors
 
 # What torch raises for bounds, shapes and dtypes that do not fit together; LinAlgError, of a matrix
 # that is not positive definite, is a RuntimeError.
@@ -114,25 +115,28 @@ def unconstrain(
             does not apply.
         UnknownConstraintError: a constraint without a transform.
     """
-    if is_identity(constraint):
-        return value
     if inverse is None:
+        if is_identity(constraint):
+            return value
         inverse = transform_of(constraint).inv
-    with torch.no_grad():
-        try:
-            unconstrained: Tensor = inverse(value)
-            if validate is None:
-                validate = validates_by_default()
-            if not validate or _check(constraint, value).all():
-                return unconstrained
-            if _survives(value, unconstrained, inverse.inv(unconstrained)):
-                return unconstrained
-        except _UNFIT as error:
-            raise InvalidValueError(
-                f"{name!r}, of shape {tuple(value.shape)} and dtype {value.dtype}, cannot have "
-                f"the constraint {shown(constraint)}: {error}"
-            ) from error
-        raise InvalidValueError(_refusal(constraint, value, name))
+    # Detached here and behind, where needed: to enter no_grad takes as long as a logarithm.
+    plain = value.detach() if value.requires_grad else value
+    try:
+        unconstrained: Tensor = inverse(plain)
+        if unconstrained.requires_grad:  # the bounds may
+            unconstrained = unconstrained.detach()
+        if validate is None:
+            validate = validates_by_default()
+        if not validate or _lies_inside(constraint, plain) or _check(constraint, plain).all():
+            return value if unconstrained is plain else unconstrained
+        if _survives(plain, unconstrained, inverse.inv(unconstrained)):
+            return value if unconstrained is plain else unconstrained
+    except _UNFIT as error:
+        raise InvalidValueError(
+            f"{name!r}, of shape {tuple(value.shape)} and dtype {value.dtype}, cannot have "
+            f"the constraint {shown(constraint)}: {error}"
+        ) from error
+    raise InvalidValueError(_refusal(constraint, plain, name))
 
 
 def validates_by_default() -> bool:
@@ -144,6 +148,20 @@ def shown(constraint: Constraint) -> str:
     """Return the constraint as error texts show it, on one short line."""
     text = " ".join(repr(constraint).split())
     return text if len(text) <= 100 else text[:99] + "…"
+
+
+def _lies_inside(constraint: Constraint, value: Tensor) -> bool:
+    """Tell of the most frequent constraints that they admit a value; False says nothing.
+
+    Their own checks make up to six tensors, each of which takes as long as the transform.
+    """
+    if constraint is constraints.positive:
+        return value.numel() > 0 and bool(value.min().item() > 0)  # of a NaN it is NaN
+    if constraint is constraints.simplex and value.dim() == 1 and 0 < value.numel() <= _FEW:
+        numbers = value.tolist()
+        # A NaN may hide from Python's min, and not from its sum.
+        return bool(min(numbers) > 0 and abs(sum(numbers) - 1) < 1e-6)
+    return False
 
 
 def _check(constraint: Constraint, value: Tensor) -> Tensor:

@@ -57,7 +57,12 @@ def to_trained(
     tensor = unconstrain(constraint, value, name=name, validate=validate, inverse=inverse)
     # A transform may hand its argument through; the caller's tensor is not the store's then.
     tensor = value.detach().clone() if tensor is value else tensor
-    return trainable(tensor.contiguous())
+    # A leaf without shared memory, so that it need not be asked for them.
+    tensor = tensor.contiguous()
+    if tensor.is_inference():
+        return trainable(tensor)
+    tensor.requires_grad = True
+    return tensor
 
 
 def trainable(tensor: Tensor) -> Tensor:

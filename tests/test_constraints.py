@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Distribution, constraints, transform_to, transforms
 from torch.distributions.constraints import Constraint
@@ -41,6 +42,7 @@ from paramstore.errors import (
 from paramstore.testing import strategies
 from paramstore.testing.exact import exactly_equal
 from paramstore.testing.strategies import singletons
+from paramstore.values import to_trained
 
 SINGLETONS = singletons()
 
@@ -508,6 +510,42 @@ def test_what_a_transform_gives_is_accepted(constraint: Constraint) -> None:
 def test_unconstraining_needs_no_gradient() -> None:
     value = torch.ones(2, requires_grad=True)
     assert not unconstrain(constraints.positive, value, name="x").requires_grad
+    bound = torch.zeros(2, requires_grad=True)
+    assert not unconstrain(constraints.greater_than(bound), value, name="x").requires_grad
+
+
+def test_a_value_that_a_transform_hands_through_stays_the_callers() -> None:
+    class Anything(Constraint):
+        def check(self, value: Tensor) -> Tensor:
+            return value == value
+
+    transform_to.register(Anything, lambda _: transforms.identity_transform)
+    for value in (torch.ones(2), torch.ones(2, requires_grad=True)):
+        trained = to_trained("x", value, Anything(), transform_to(Anything()).inv, validate=True)
+        assert trained.data_ptr() != value.data_ptr()
+
+
+@pytest.mark.parametrize("constraint", [constraints.positive, constraints.simplex], ids=repr)
+@given(
+    values=st.lists(st.sampled_from([0.0, -0.0, -1e-9, 0.25, 0.5, 1.0, 1e-30, math.nan, math.inf])),
+    rows=st.sampled_from([None, 1, 2]),
+    whole=st.booleans(),
+)
+def test_the_quick_look_at_a_value_admits_nothing_that_the_check_does_not(
+    constraint: Constraint, values: list[float], rows: int | None, whole: bool
+) -> None:
+    value = torch.tensor(values)
+    if whole:
+        value = value / value.sum()
+    if rows is not None:
+        value = value.expand(rows, -1)
+    try:
+        unconstrain(constraint, value, name="x", validate=True)
+    except InvalidValueError:
+        assert not constraint.check(value).all()
+    else:
+        admitted = bool(constraint.check(value).all())
+        assert admitted or torch.allclose(value.log().softmax(-1), value, rtol=1e-3)
 
 
 def test_a_number_that_json_cannot_hold_is_still_exact() -> None:
