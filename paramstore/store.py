@@ -429,9 +429,9 @@ class ParamStoreDict:
             CorruptError: its catalogue has been altered.
         """
         session = self._session
-        manifest = session.repository.manifest(session.resolve(reference))
-        snapshot = session.with_extras(manifest.snapshot)
-        return SnapshotView(session.backend.reader, manifest, snapshot)
+        snapshot = session.resolve(reference)
+        manifest = session.repository.manifest(snapshot)
+        return SnapshotView(session.backend.reader, manifest, session.with_extras(snapshot))
 
     def diff(self, before: Reference, after: Reference) -> Diff:
         """What was added, removed and changed between two snapshots, and by how much.

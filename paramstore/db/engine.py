@@ -73,7 +73,9 @@ class Database:
         self._connections: WeakSet[sqlite3.Connection] = WeakSet()
         self._in_use: set[object] = set()
         self._readers: list[sqlite3.Connection] = []
-        """Idle connections that read; popped and appended without a lock."""
+        """Idle connections for queries; popped and appended without a lock."""
+        self._value_readers: list[sqlite3.Connection] = []
+        """The same for large values, which would push everything else out of their caches."""
         self._engine = self._make_engine()
         GATE.add(self)
 
@@ -191,7 +193,7 @@ class Database:
         query = prepare(statement)
 
         def attempt() -> list[Any]:
-            with self._borrowed_driver() as connection:
+            with self._borrowed_driver(self._readers) as connection:
                 return query.rows(connection, parameters or {})
 
         with translate(self.name):
@@ -209,7 +211,7 @@ class Database:
         """
 
         def attempt() -> bytes | None:
-            with self._borrowed_driver() as connection:
+            with self._borrowed_driver(self._value_readers) as connection:
                 return sqlite.read_value(connection, table, column, row_id)
 
         with translate(self.name):
@@ -266,7 +268,7 @@ class Database:
             yield connection
 
     @contextmanager
-    def _borrowed_driver(self) -> Iterator[sqlite3.Connection]:
+    def _borrowed_driver(self, idle: list[sqlite3.Connection]) -> Iterator[sqlite3.Connection]:
         """Lend a connection that only reads: SQLAlchemy's pool costs a quarter of reading 1 MiB."""
         if self.path is None:
             with self._borrowed() as connection:
@@ -274,17 +276,18 @@ class Database:
             return
         with self._inside():
             try:
-                driver = self._readers.pop()
+                driver = idle.pop()
             except IndexError:
                 driver = self._connect()
             yield driver
-            self._readers.append(driver)  # not after an error: then it is closed
+            idle.append(driver)  # not after an error: then it is closed
             if self._closed:
                 self._close_readers()
 
     def _close_readers(self) -> None:
-        while self._readers:
-            self._readers.pop().close()
+        for idle in (self._readers, self._value_readers):
+            while idle:
+                idle.pop().close()
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
@@ -357,7 +360,7 @@ class Database:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
         _inherited.append(self._engine)
         self._connections = WeakSet()
-        self._readers = []
+        self._readers, self._value_readers = [], []
         self._engine = self._make_engine()
 
 

@@ -11,7 +11,19 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Executable, bindparam, column, select, table
+from sqlalchemy import (
+    Double,
+    Executable,
+    bindparam,
+    cast,
+    column,
+    false,
+    null,
+    select,
+    table,
+    true,
+    union_all,
+)
 
 from paramstore.db.blobs import parse_shape
 from paramstore.db.engine import Database
@@ -63,11 +75,15 @@ _BEST = {
     "max": _BY_METRIC.order_by(metrics.c.value.desc(), snapshots.c.version.desc()),
 }
 
-_METRICS = (
-    select(metrics)
+# Both in one statement: each costs as much as ten of these rows.
+_METRICS_AND_TAGS = union_all(
+    select(metrics.c.snapshot_id, metrics.c.name, metrics.c.value, false().label("is_tag"))
     .join_from(snapshots, metrics, metrics.c.snapshot_id == snapshots.c.id)
     .where(snapshots.c.scope_id == bindparam("scope_id"))
-    .where(snapshots.c.version.between(bindparam("first"), bindparam("last")))
+    .where(snapshots.c.version.between(bindparam("first"), bindparam("last"))),
+    select(tags.c.snapshot_id, tags.c.name, cast(null(), Double), true()).where(
+        tags.c.scope_id == bindparam("scope_id")
+    ),
 )
 _METRIC_NAMES = (
     select(metrics.c.name)
@@ -76,7 +92,6 @@ _METRIC_NAMES = (
     .join(scopes)
     .where(scopes.c.name == bindparam("scope"))
 )
-_TAGS = select(tags.c.snapshot_id, tags.c.name).where(tags.c.scope_id == bindparam("scope_id"))
 _SCOPES = select(scopes.c.name, scopes.c.head_version, scopes.c.created_at).order_by(scopes.c.name)
 _HEAD_VERSION = select(scopes.c.head_version).where(scopes.c.name == bindparam("scope"))
 _PARAM_NAMES = (
@@ -189,14 +204,14 @@ def _snapshots(database: Database, rows: Sequence[Any]) -> list[Snapshot]:
     if not rows:
         return []
     versions = [row.version for row in rows]
-    scope = {"scope_id": rows[0].scope_id}
+    span = {"scope_id": rows[0].scope_id, "first": min(versions), "last": max(versions)}
     of_metrics: dict[int, dict[str, float]] = defaultdict(dict)
-    span = {"first": min(versions), "last": max(versions)}
-    for snapshot_id, name, value in database.fetch(_METRICS, scope | span):
-        of_metrics[snapshot_id][name] = math.nan if value is None else value
     of_tags: dict[int, list[str]] = defaultdict(list)
-    for snapshot_id, name in database.fetch(_TAGS, scope):
-        of_tags[snapshot_id].append(name)
+    for snapshot_id, name, value, is_tag in database.fetch(_METRICS_AND_TAGS, span):
+        if is_tag:
+            of_tags[snapshot_id].append(name)
+        else:
+            of_metrics[snapshot_id][name] = math.nan if value is None else value
     return [
         _snapshot(row, of_metrics.get(row.id, {}), sorted(of_tags.get(row.id, ()))) for row in rows
     ]
