@@ -135,15 +135,10 @@ def kind_named(name: object) -> Kind:
     """Return the kind of that name.
 
     Raises:
-        UnknownConstraintError: a name that is not registered, or Pyro's without Pyro.
+        UnknownConstraintError: a name that is not registered.
     """
     if name in PYRO_SINGLETONS and name not in _by_name:
-        try:
-            _add_pyro()
-        except ImportError as error:
-            raise UnknownConstraintError(
-                f"the constraint {name!r} is Pyro's, which is not installed: pip install pyro-ppl"
-            ) from error
+        _add_pyro()
     if not isinstance(name, str) or name not in _by_name:
         raise UnknownConstraintError(
             f"no constraint is registered as {name!r}; import the module that defines it, or call "
@@ -197,10 +192,12 @@ def _add_singletons(names: tuple[str, ...], home: object) -> None:
 
 
 def _add_pyro() -> None:
-    # With pyro.distributions, which registers their transforms.
-    import pyro.distributions.constraints
-
-    _add_singletons(PYRO_SINGLETONS, pyro.distributions.constraints)
+    try:
+        # With pyro.distributions, which registers their transforms.
+        import pyro.distributions.constraints as home
+    except ImportError:  # not installed
+        import paramstore.pyro_constraints as home  # type: ignore[no-redef]
+    _add_singletons(PYRO_SINGLETONS, home)
 
 
 def _check_registration(cls: object, name: object) -> None:

@@ -11,9 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import constraints
+from pyro.infer.autoguide import AutoLowRankMultivariateNormal
+from pyro.params.param_store import ParamStoreDict as StockStore
+from safetensors.torch import load_file as read_values
 from torch import Tensor, nn
 from torch.distributions import transform_to
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
@@ -55,6 +60,71 @@ def test_files_of_pyro_load_as_pyro_loads_them(file: str) -> None:
     assert by_name["cholesky"] is constraints.softplus_lower_cholesky
     assert by_name["vector"].base_constraint is constraints.softplus_positive  # type: ignore[attr-defined]
     assert torch.equal(by_name["tensor_bound"].lower_bound, torch.tensor([0.0, 5.0]))  # type: ignore[attr-defined]
+
+
+def everything(folder: Path) -> Path:
+    """A file of the Pyro that is installed: each of its constraints, a module, an autoguide."""
+    stock, matrix = StockStore(), torch.eye(3) + torch.ones(3, 3).tril(-1) / 4
+    for name, value in {
+        "softplus_positive": torch.tensor([0.5, 2.0]),
+        "softplus_lower_cholesky": matrix,
+        "unit_lower_cholesky": matrix,
+        "corr_matrix": torch.eye(3) * 0.5 + 0.5,
+        "corr_cholesky": torch.linalg.cholesky(torch.eye(3) * 0.5 + 0.5),
+        "ordered_vector": torch.tensor([-1.0, 0.5, 2.0]),
+        "positive_ordered_vector": torch.tensor([0.25, 0.5, 2.0]),
+        "sphere": torch.tensor([0.6, 0.0, -0.8]),
+        "positive_definite": matrix @ matrix.T,
+        "simplex": torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64),
+    }.items():
+        stock.setdefault(name, value, getattr(constraints, name))
+    nested = constraints.independent(constraints.softplus_positive, 1)
+    stock.setdefault("nested", torch.ones(2, 3), nested)
+    for name, parameter in nn.Linear(2, 3).named_parameters():
+        stock.setdefault(f"net$$${name}", parameter)
+    pyro.clear_param_store()
+    AutoLowRankMultivariateNormal(lambda: pyro.sample("x", dist.Normal(torch.ones(4), 1)))()
+    stock.set_state(pyro.get_param_store().get_state())
+    pyro.clear_param_store()
+    stock.save(str(folder / "pyro.save"))
+    return folder / "pyro.save"
+
+
+LOAD = """
+import sys
+if sys.argv[3] == "without Pyro":
+    sys.modules["pyro"] = None
+import paramstore
+from safetensors.torch import save_file
+store = paramstore.ParamStoreDict()
+store.load(sys.argv[1])
+values = {f"constrained {name}": value.detach().clone() for name, value in store.items()}
+values |= {f"unconstrained {name}": p.detach().clone() for name, p in store.named_parameters()}
+save_file(values, sys.argv[2])
+assert ("pyro" in sys.modules and sys.modules["pyro"] is not None) == (sys.argv[3] == "with Pyro")
+"""
+
+
+@pytest.mark.parametrize("where", ["with Pyro", "without Pyro"])
+@pytest.mark.parametrize("version", ["1.8.6", "1.9.2", "of today"])
+def test_the_values_are_those_of_pyros_own_load(tmp_path: Path, version: str, where: str) -> None:
+    file = MUSEUM / f"pyro-{version}.save" if version != "of today" else everything(tmp_path)
+    stock: Any = StockStore()
+    stock.load(str(file))
+    wanted = {f"constrained {name}": value.detach().clone() for name, value in stock.items()}
+    wanted |= {f"unconstrained {name}": p.detach().clone() for name, p in stock.named_parameters()}
+
+    subprocess.run([sys.executable, "-c", LOAD, file, tmp_path / "values", where], check=True)
+
+    found = read_values(tmp_path / "values")
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert same_bits(found[name], value), name
+    if version != "of today":  # and of the version that wrote it
+        museum = read_values(MUSEUM / f"pyro-{version}.values")
+        assert museum.keys() == wanted.keys()
+        for name, value in museum.items():  # computed on another machine
+            torch.testing.assert_close(found[name], value)
 
 
 EVERY_PYRO_CONSTRAINT = [

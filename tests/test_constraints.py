@@ -314,23 +314,6 @@ def test_text_that_is_no_spec_is_refused(text: str) -> None:
         from_spec(text)
 
 
-def test_a_constraint_of_pyro_without_pyro_says_what_to_install() -> None:
-    program = """
-import sys
-sys.modules["pyro"] = None  # as if it were not installed
-from paramstore.constraints import from_spec, to_spec
-from paramstore.errors import UnknownConstraintError
-assert from_spec('{"kind":"simplex"}')
-try:
-    from_spec('{"kind":"sphere"}')
-except UnknownConstraintError as error:
-    assert "pip install pyro-ppl" in str(error)
-else:
-    raise SystemExit("no error")
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
 def test_pyro_is_only_imported_for_its_own_constraints() -> None:
     program = """
 import sys
