@@ -258,11 +258,12 @@ class SnapshotView(Mapping[str, Tensor]):
         """The snapshot that is looked at."""
 
     def __getitem__(self, name: str) -> Tensor:
-        constraint = self.constraint(name)
-        value = self.unconstrained(name)
-        if is_identity(constraint):
-            return value
-        return outside_modes(_constrain, transform_of(constraint), value)
+        return outside_modes(self._constrained, self._entry(name))
+
+    def _constrained(self, entry: Entry) -> Tensor:
+        constraint = self._reader.constraint(entry)
+        value = self._reader.tensor(entry, snapshot=self.snapshot)
+        return value if is_identity(constraint) else _constrain(transform_of(constraint), value)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.manifest.entries)

@@ -132,7 +132,7 @@ def _check(name: str, what: str) -> str:
         or name != name.strip()
         or "@" in name
         or not is_encodable(name)
-        or any(unicodedata.category(c) == "Cc" for c in name)
+        or (not name.isprintable() and any(unicodedata.category(c) == "Cc" for c in name))
     )
     if bad:
         shown = name if len(name) <= 60 else name[:60] + "…"
