@@ -140,7 +140,7 @@ class _Plan:
         fields: dict[str, Any] = {_METADATA: {"format": "pt", "paramstore": _dumps(ours)}}
         start = 0
         for name, tensor in self.in_file_order():
-            text, _ = layout(tensor.dtype, tensor.shape)
+            text = layout(tensor.dtype, tensor.shape)[0]
             fields[name] = json.loads(text[8:])["value"]
             fields[name]["data_offsets"] = [start, start + tensor.nbytes]
             start += tensor.nbytes

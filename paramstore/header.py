@@ -42,7 +42,7 @@ DTYPES: Final = {
 """safetensors' name of each dtype that can be stored, and one of our own."""
 NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 """The other way round."""
-Layout = tuple[bytes, int]
+Layout = tuple[bytes, int, str, tuple[int, ...]]
 _MAX_HEADER: Final = 1 << 16  # thousands of dimensions
 
 
@@ -72,9 +72,14 @@ def torch_dtype(name: str) -> torch.dtype:
 
 @lru_cache(maxsize=8192)
 def layout(dtype: torch.dtype, shape: torch.Size) -> Layout:
-    """Return the header of a tensor and, as a seed for fingerprints, a 64-bit hash of it."""
-    header = _header(NAMES[dtype], tuple(shape))
-    return header, xxh64_intdigest(header)
+    """Return what tensors that are alike share.
+
+    The header; as a seed for fingerprints, a 64-bit hash of it; safetensors' name of the dtype; the
+    shape.
+    """
+    name, sizes = NAMES[dtype], tuple(shape)
+    header = _header(name, sizes)
+    return header, xxh64_intdigest(header), name, sizes
 
 
 def _header(name: str, shape: tuple[int, ...]) -> bytes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from torch import Tensor
 
 from paramstore import tensors
-from paramstore.db.repository import NewBlob, NewEntry
+from paramstore.db.repository import NewEntry
 from paramstore.statistics import describe
 
 if TYPE_CHECKING:
@@ -26,28 +26,29 @@ BATCH_TENSORS: Final = 4096
 
 
 class Job:
-    """One tensor that may have to be written.
+    """One tensor that may have to be written; a `NewBlob` once it is hashed.
 
     **Ownership**: keeps the tensor; a copy of one that is strided, or on another device, until
-    ``release``.
+    it is written.
     """
 
     __slots__ = (
-        "_blob",
         "_encoded",
         "_fingerprint",
         "blob_id",
+        "digest",
+        "dtype",
+        "header",
         "item",
         "name",
         "nbytes",
         "seq",
+        "shape",
         "statistics",
         "tensor",
     )
 
-    def __init__(
-        self, name: str, tensor: Tensor, *, item: Item | None = None, seq: int = -1
-    ) -> None:
+    def __init__(self, name: str, tensor: Tensor, item: Item | None = None, seq: int = -1) -> None:
         """Encode a tensor.
 
         Raises:
@@ -55,7 +56,6 @@ class Job:
         """
         encoded = tensors.encode(tensor, name=name)
         self._encoded: tensors.Encoded | None = encoded
-        self._blob: NewBlob | None = None
         self._fingerprint: bytes | None = None
         self.name = name
         self.tensor = tensor
@@ -63,8 +63,13 @@ class Job:
         """The parameter that it is the value of; None for any other tensor."""
         self.seq = seq
         """Its place among the tensors of the extras."""
+        self.digest = b""
+        """Its address, once it is hashed."""
+        self.header = encoded.header
         self.nbytes = encoded.nbytes
         """Bytes that it takes in the database."""
+        self.dtype = encoded.dtype
+        self.shape = encoded.shape
         self.statistics: Statistics | None = None
         self.blob_id = 0
         """Its row, once it is written."""
@@ -80,27 +85,14 @@ class Job:
             self._fingerprint = self.encoded.fingerprint()
         return self._fingerprint
 
-    @property
-    def blob(self) -> NewBlob:
-        """Its bytes under their digest."""
-        return self.hash()
-
-    def hash(self) -> NewBlob:
+    def hash(self) -> bytes:
         """Make the digest, once."""
-        if self._blob is not None:
-            return self._blob
-        encoded = self.encoded
-        self._blob = NewBlob(
-            digest=encoded.digest(),
-            header=encoded.header,
-            nbytes=self.nbytes,
-            dtype=encoded.dtype,
-            shape=tuple(encoded.shape),
-            chunks=self._chunks,
-        )
-        return self._blob
+        if not self.digest:
+            self.digest = self.encoded.digest()
+        return self.digest
 
-    def _chunks(self) -> Iterator[memoryview]:
+    def chunks(self) -> list[memoryview]:
+        """The bytes behind the header, in chunks."""
         return self.encoded.chunks()
 
     def content(self) -> tuple[bytes, int]:
@@ -114,27 +106,28 @@ class Job:
             return 0
         return self.nbytes
 
-    def release(self) -> None:
-        """Let go of a copy; a view costs nothing."""
-        if self.copied:
+    def written(self, blob_id: int) -> None:
+        """Take note of its row, and let go of a copy; a view costs nothing."""
+        self.blob_id = blob_id
+        if self._encoded and self._encoded.owner is not self.tensor:
             self._encoded = None
 
     def entry(self, item: Item, spec_blobs: tuple[int, ...]) -> NewEntry:
         """Describe the parameter, now that its tensor and its constraint's are written."""
-        blob, transform = self.blob, item.transform
+        shape, transform = self.shape, item.transform
         return NewEntry(
-            name=self.name,
-            kind=item.kind,
-            requires_grad=self.tensor.requires_grad,
-            blob_id=self.blob_id,
-            digest=blob.digest,
-            nbytes=self.nbytes,
-            dtype=blob.dtype,
-            stored_shape=blob.shape,
-            spec=item.spec.text,
-            spec_blobs=spec_blobs,
-            shape=blob.shape if transform is None else _value_shape(transform, blob.shape),
-            statistics=self.statistics,
+            self.name,
+            self.blob_id,
+            self.digest,
+            self.nbytes,
+            self.dtype,
+            shape,
+            item.spec.text,
+            spec_blobs,
+            item.kind,
+            self.tensor.requires_grad,
+            shape if transform is None else _value_shape(transform, shape),
+            self.statistics,
         )
 
 

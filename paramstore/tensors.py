@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, Final
 
 import torch
 from blake3 import blake3
@@ -71,26 +72,18 @@ class Encoded:
     ``digest`` and ``chunks`` before the tensor is trained any further.
     """
 
-    __slots__ = ("_seed", "data", "dtype", "header", "owner", "shape")
+    __slots__ = ("_seed", "data", "dtype", "header", "nbytes", "owner", "shape")
 
-    def __init__(
-        self, header: Layout, data: memoryview, dtype: str, shape: torch.Size, owner: Tensor
-    ) -> None:
-        self.header, self._seed = header
-        """Length and JSON of the safetensors header, padded so that data is 8-byte aligned."""
+    def __init__(self, layout: Layout, data: memoryview, owner: Tensor) -> None:
+        self.header, self._seed, self.dtype, self.shape = layout
+        """Length and JSON of the safetensors header, padded so that data is 8-byte aligned; name of
+        the dtype, ``C128`` for complex128; shape of the tensor."""
         self.data = data
         """The tensor's bytes."""
-        self.dtype = dtype
-        """safetensors' name of the dtype; ``C128`` for complex128."""
-        self.shape = shape
-        """Shape of the tensor."""
+        self.nbytes = len(self.header) + len(data)
+        """Bytes of header and data."""
         self.owner = owner
         """The tensor whose memory ``data`` is: the one that was given, or its copy."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of header and data."""
-        return len(self.header) + len(self.data)
 
     def fingerprint(self) -> bytes:
         """Hash dtype, shape and data with XXH3-128 (16 bytes); fast, and not an address.
@@ -104,15 +97,15 @@ class Encoded:
         hasher = blake3(self.header, max_threads=threads)
         return hasher.update(self.data).digest()
 
-    def chunks(self) -> Iterator[memoryview]:
-        """Yield views of the data, ``CHUNK`` bytes each, one empty view where there is none.
+    def chunks(self) -> list[memoryview]:
+        """Give views of the data, ``CHUNK`` bytes each, one empty view where there is none.
 
         Joined behind the header they are a valid safetensors file.
         """
         data = self.data
-        yield data[:CHUNK]
-        for start in range(CHUNK, len(data), CHUNK):
-            yield data[start : start + CHUNK]
+        if len(data) <= CHUNK:
+            return [data]
+        return [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
 
 
 def encode(tensor: Tensor, *, name: str) -> Encoded:
@@ -133,16 +126,21 @@ def encode(tensor: Tensor, *, name: str) -> Encoded:
         if tensor.is_cpu and dtype in NAMES and not views:
             pointer = _pointer(tensor)
             if pointer:
-                shape, data = tensor.shape, _memory(tensor, pointer)
-                return Encoded(layout(dtype, shape), data, NAMES[dtype], shape, tensor)
+                return Encoded(layout(dtype, tensor.shape), _memory(tensor, pointer), tensor)
     return _encode_odd(tensor, name)
 
 
 def _memory(tensor: Tensor, pointer: int) -> memoryview:
     """View the memory of a tensor as bytes; every slice of the view keeps the tensor alive."""
-    array = (ctypes.c_ubyte * tensor.nbytes).from_address(pointer)
-    array.tensor = tensor  # type: ignore[attr-defined]
+    array = _array(tensor.nbytes).from_address(pointer)
+    array.tensor = tensor
     return memoryview(array).cast("B")
+
+
+@lru_cache(maxsize=1024)
+def _array(nbytes: int) -> Any:
+    # The slot spares every array a dictionary.
+    return type("_Array", (ctypes.c_ubyte * nbytes,), {"__slots__": ("tensor",)})
 
 
 def _pointer(tensor: Tensor) -> int:
@@ -155,8 +153,7 @@ def _pointer(tensor: Tensor) -> int:
 def _encode_odd(tensor: Tensor, name: str) -> Encoded:
     check_storable(tensor, repr(name))
     dense = tensor if _is_plain_memory(tensor) else outside_modes(_dense_copy, tensor)
-    dtype, shape = tensor.dtype, tensor.shape
-    return Encoded(layout(dtype, shape), _view(dense), NAMES[dtype], shape, dense)
+    return Encoded(layout(tensor.dtype, tensor.shape), _view(dense), dense)
 
 
 def _dense_copy(tensor: Tensor) -> Tensor:
@@ -272,7 +269,7 @@ class Filler:
         self.touched = False
         """Whether any element of the tensor may have been written."""
         self._target = target
-        self._header, _ = layout(target.dtype, target.shape)
+        self._header = layout(target.dtype, target.shape)[0]
         self._direct = _is_plain_memory(target)
         self._buffer = target if self._direct else empty(NAMES[target.dtype], target.shape)
         self._view = _view(self._buffer)

@@ -70,26 +70,15 @@ class _Snapshotting:
 
     def changed(self) -> Iterator[Job]:
         """Look at every live tensor and yield those whose bytes or description differ."""
-        for item in self.live.values():
-            job = Job(item.name, item.tensor, item=item)
-            entry = self._unchanged(item, job)
-            if entry is not None:
-                self.kept[item.name] = entry
-                self.fingerprints[item.name] = job.fingerprint()
+        ws = self.working_set
+        for name, item in self.live.items():
+            job = Job(name, item.tensor, item)
+            entry = None if name in self.forced else _holding(job, name, ws)
+            if entry is not None and _describes(entry, item):
+                self.kept[name] = ws.as_in_parent(entry)
+                self.fingerprints[name] = job.fingerprint()
             else:
                 yield job
-
-    def _unchanged(self, item: Item, job: Job) -> Entry | None:
-        ws = self.working_set
-        entry = None if item.name in self.forced else _holding(job, item.name, ws)
-        if entry is None:
-            return None
-        same = (
-            entry.kind == item.kind
-            and entry.requires_grad == item.tensor.requires_grad
-            and entry.spec == item.spec.text
-        )
-        return ws.as_in_parent(entry) if same else None
 
     def changed_extras(self) -> Iterator[Job]:
         """Yield the tensors of the extras that the last snapshot did not hold."""
@@ -117,7 +106,7 @@ class _Snapshotting:
         if {name: text for _, name, text in self.skeletons} != ws.parent_states:
             return True
         digests = {seq: digest for seq, (_, digest) in self.extra_blobs.items()}
-        digests |= {job.seq: job.blob.digest for job in jobs}
+        digests |= {job.seq: job.digest for job in jobs}
         return [digests[seq] for seq in range(len(digests))] != ws.parent_digests[: len(digests)]
 
     # -- the catalogue -------------------------------------------------------------
@@ -126,7 +115,7 @@ class _Snapshotting:
         """Describe the snapshot, all of whose tensors have been written."""
         for job in self.jobs:
             if job.item is None:
-                self.extra_blobs[job.seq] = (job.blob_id, job.blob.digest)
+                self.extra_blobs[job.seq] = (job.blob_id, job.digest)
         entries: dict[str, Entry | NewEntry] = {**self.carried, **self.kept}
         entries |= {job.name: self._entry(job, job.item, tx) for job in self.jobs if job.item}
         ws, request = self.working_set, self.request
@@ -143,27 +132,29 @@ class _Snapshotting:
             entries=entries,
             extras=self.skeletons,
             extra_blobs=[self.extra_blobs[seq] for seq in range(len(self.extra_blobs))],
-            blobs_written={job.blob_id: job.blob for job in self.jobs[: self.committed]},
+            blobs_written={job.blob_id: job for job in self.jobs[: self.committed]},
         )
 
     @staticmethod
     def _entry(job: Job, item: Item, tx: Transaction) -> NewEntry:
-        arguments = [Job(job.name, tensor).blob for _, tensor in item.spec.tensors]
-        return job.entry(item, tuple(tx.put_blobs(arguments)) if arguments else ())
+        if not item.spec.tensors:
+            return job.entry(item, ())
+        arguments = [Job(job.name, tensor) for _, tensor in item.spec.tensors]
+        for argument in arguments:
+            argument.hash()
+        return job.entry(item, tuple(tx.put_blobs(arguments)))
 
     def adopt(self, snapshot: Snapshot, new: Mapping[str, Entry]) -> None:
         """Make the snapshot the one that the working set continues."""
         ws = self.working_set
         entries = {**self.carried, **self.kept, **new}
-        before = ws.stored
         # No fingerprint of what changed: it will change again, and is hashed at once then.
-        ws.stored = {
-            name: Stored(entry, self.fingerprints.get(name)) if name in self.live else before[name]
-            for name, entry in entries.items()
-        }
+        stored = map(Stored, entries.values(), map(self.fingerprints.get, entries))
+        carried = {name: ws.stored[name] for name in self.carried}
+        ws.stored = dict(zip(entries, stored, strict=True)) | carried
         ws.head = ws.parent = snapshot
         ws.parent_entries = entries
-        fresh = {job.content(): (job.blob_id, job.blob.digest) for job in self.jobs if not job.item}
+        fresh = {job.content(): (job.blob_id, job.digest) for job in self.jobs if not job.item}
         current = {blob_id for blob_id, _ in self.extra_blobs.values()}
         kept = {key: known for key, known in ws.extra_blobs.items() if known[0] in current}
         ws.extra_blobs = kept | fresh
@@ -262,11 +253,9 @@ def _put(tx: Transaction, task: _Snapshotting, batches: Iterator[list[Job]]) -> 
     """Write batches into one transaction; whether that was all."""
     room = TRANSACTION_BYTES
     for batch in batches:
-        ids = tx.put_blobs([job.blob for job in batch])
-        for job, blob_id in zip(batch, ids, strict=True):
-            job.blob_id = blob_id
+        for job, blob_id in zip(batch, tx.put_blobs(batch), strict=True):
+            job.written(blob_id)
             room -= job.nbytes
-            job.release()
         task.jobs += batch
         if room <= 0:
             return False
@@ -275,15 +264,22 @@ def _put(tx: Transaction, task: _Snapshotting, batches: Iterator[list[Job]]) -> 
 
 def _holding(job: Job, name: str, ws: WorkingSet) -> Entry | None:
     """The row that has the bytes of the job: the one last seen under its name, or the parent's."""
-    stored, parent = ws.stored.get(name), ws.parent_entries.get(name)
-    if stored is not None and stored.fingerprint is not None:
-        if stored.fingerprint == job.fingerprint():
-            return stored.entry
-    elif stored is not None and stored.entry.digest == job.blob.digest:
-        return stored.entry
-    if parent is None or (stored is not None and stored.entry.digest == parent.digest):
-        return None
-    return parent if parent.digest == job.blob.digest else None
+    parent = ws.parent_entries.get(name)
+    if stored := ws.stored.get(name):
+        entry, known = stored
+        if known == job.fingerprint() if known else entry.digest == job.hash():
+            return entry
+        if parent is entry:
+            return None
+    return parent if parent is not None and parent.digest == job.hash() else None
+
+
+def _describes(entry: Entry, item: Item) -> bool:
+    return (
+        entry.kind == item.kind
+        and entry.requires_grad == item.tensor.requires_grad
+        and entry.spec == item.spec.text
+    )
 
 
 def _copied(batch: list[Job]) -> int:

@@ -47,35 +47,35 @@ _SIZES = select(blobs.c.id, blobs.c.nbytes).where(blobs.c.id.in_(_values))
 _CHUNKS = select(chunks.c.id, cast(chunks.c.data, LargeBinary)).where(chunks.c.id.in_(_values))
 
 
-def put(connection: Connection, new: Iterable[NewBlob]) -> dict[bytes, tuple[int, int]]:
+def put(connection: Connection, new: Iterable[NewBlob]) -> tuple[dict[bytes, int], dict[int, int]]:
     """Write blobs that are not stored yet; inside a write transaction.
 
     A blob of 64 KiB or more is looked for in the whole database first; one that is smaller is
     written again, unless it comes twice in ``new``.
 
     Returns:
-        By digest: the row, and the bytes that were added for it, 0 where it was stored already.
+        The row of every digest, and the bytes that each row added.
     """
     distinct = {blob.digest: blob for blob in new}
-    large = [blob.digest for blob in distinct.values() if blob.nbytes >= DEDUPLICATED_FROM]
-    found = {digest: (row_id, 0) for digest, row_id in select_in(connection, _BY_DIGEST, large)}
+    large = [digest for digest, blob in distinct.items() if blob.nbytes >= DEDUPLICATED_FROM]
+    found: dict[bytes, int] = dict(map(tuple, select_in(connection, _BY_DIGEST, large)))
     missing = [blob for digest, blob in distinct.items() if digest not in found]
     ids = next_ids(connection, blobs, len(missing))
-    insert(connection, blobs, [_row(*pair) for pair in zip(ids, missing, strict=True)])
-    _insert_chunks(connection, zip(ids, missing, strict=True))
-    for row_id, blob in zip(ids, missing, strict=True):
-        found[blob.digest] = row_id, blob.nbytes
-    return found
+    added = dict(zip(ids, missing, strict=True))
+    rows = [
+        (row_id, bytearray(blob.digest), blob.nbytes, blob.dtype, shape_text(blob.shape))
+        for row_id, blob in added.items()
+    ]
+    insert(connection, blobs, rows)
+    _insert_chunks(connection, added)
+    found |= {blob.digest: row_id for row_id, blob in added.items()}
+    return found, {row_id: blob.nbytes for row_id, blob in added.items()}
 
 
-def _row(row_id: int, blob: NewBlob) -> tuple[Any, ...]:
-    return row_id, bytearray(blob.digest), blob.nbytes, blob.dtype, shape_text(blob.shape)
-
-
-def _insert_chunks(connection: Connection, new: Iterable[tuple[int, NewBlob]]) -> None:
+def _insert_chunks(connection: Connection, new: Mapping[int, NewBlob]) -> None:
     waiting: list[tuple[int, bytearray]] = []
     nbytes = 0
-    for blob_id, blob in new:
+    for blob_id, blob in new.items():
         header = blob.header
         for row_id, chunk in enumerate(blob.chunks(), blob_id << CHUNK_BITS):
             if len(chunk) >= _ALONE_FROM:

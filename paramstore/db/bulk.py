@@ -10,7 +10,7 @@ the former.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, islice
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Dialect, Executable, Table
@@ -35,10 +35,11 @@ T = TypeVar("T")
 def insert(connection: Connection, table: Table, rows: Sequence[Sequence[Any]]) -> None:
     """Insert rows of values for the columns of ``table`` in their order; those left out are NULL.
 
-    Core's own executemany takes 2.3 times as long: it looks at every value.
+    All rows leave out the same ones. Core's own executemany takes 2.3 times as long: it looks at
+    every value.
     """
-    for length, group in groupby(rows, key=len):
-        connection.exec_driver_sql(_insert(table, length, connection.dialect), list(group))
+    if rows:
+        connection.exec_driver_sql(_insert(table, len(rows[0]), connection.dialect), rows)
 
 
 def insert_value(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 from blake3 import blake3
@@ -34,8 +35,9 @@ from paramstore.db.schema import (
 )
 from paramstore.errors import ConflictError
 from paramstore.refs import check_param_name
-from paramstore.snapshot import Snapshot
+from paramstore.snapshot import Snapshot, Statistics
 
+_numbers = attrgetter("norm", "mean", "std", "min", "max", "nan_count", "inf_count", "value")
 _values: BindParameter[Any] = bindparam("values", expanding=True)
 _SCOPE = select(scopes.c.id, scopes.c.head_version).where(scopes.c.name == bindparam("name"))
 _MOVE_HEAD = (
@@ -148,17 +150,16 @@ class Catalogue:
     def _check_blobs(self) -> None:
         """Refuse blobs that are gone; those that this transaction saw cannot be."""
         of_extras = dict(self._draft.extra_blobs)
-        needed = {entry.blob_id for entry in self._new.values()}.union(
-            of_extras, *(entry.spec_blobs for entry in self._new.values())
-        )
+        needed = {entry.blob_id for entry in self._new.values()}
+        needed.update(of_extras, *(e.spec_blobs for e in self._new.values() if e.spec_blobs))
         found = self._written
         if unseen := needed - found.keys():
             found = {**found, **digests(self._connection, unseen)}
+        lost = unseen - found.keys()
         names = [
             name
             for name, entry in self._new.items()
-            if found.get(entry.blob_id) != entry.digest
-            or not all(blob_id in found for blob_id in entry.spec_blobs)
+            if found.get(entry.blob_id) != entry.digest or not lost.isdisjoint(entry.spec_blobs)
         ]
         gone = [row_id for row_id, digest in of_extras.items() if found.get(row_id) != digest]
         if names or gone:
@@ -198,10 +199,14 @@ class Catalogue:
         rows = []
         ids = bulk.next_ids(self._connection, param_versions, len(self._new))
         for row_id, (name, new) in zip(ids, self._new.items(), strict=True):
-            ends = row_id, param_ids[name], version, constraint_ids[new.spec]
-            entries[name] = _stored(new, name, scope_id, *ends)
-            rows.append(_version_row(new, *ends))
-        bulk.insert(self._connection, param_versions, rows)
+            entry = _stored(
+                new, name, scope_id, param_ids[name], row_id, version, constraint_ids[new.spec]
+            )
+            entries[name] = entry
+            rows.append(_version_row(entry, new.statistics))
+        for length in set(map(len, rows)):
+            same = [row for row in rows if len(row) == length]
+            bulk.insert(self._connection, param_versions, same)
         return {name: entries[name] for name in sorted(entries)}
 
     def _param_ids(self, scope_id: int) -> dict[str, int]:
@@ -252,8 +257,8 @@ class Catalogue:
         (snapshot_id,) = bulk.next_ids(connection, snapshots, 1)
         bulk.insert(connection, snapshots, [(snapshot_id, scope_id, *header[1:], digest)])
         # In the order of the key, so that they go to the end of the table.
-        rows = sorted((e.param_id, e.param_version_id) for e in entries.values())
-        bulk.insert(connection, snapshot_params, [(snapshot_id, *row) for row in rows])
+        rows = [(snapshot_id, e.param_id, e.param_version_id) for e in entries.values()]
+        bulk.insert(connection, snapshot_params, sorted(rows))
         of_snapshot: list[tuple[Any, list[tuple[Any, ...]]]] = [
             (metrics, [(n, _null(v)) for n, v in sorted(draft.metrics.items())]),
             (extras, sorted(draft.extras)),
@@ -312,56 +317,44 @@ def _as_member(entry: Entry, name: str, scope_id: int, param_id: int) -> Entry:
 
 
 def _stored(
-    new: NewEntry, name: str, scope_id: int, row_id: int, param_id: int, version: int, spec_id: int
+    new: NewEntry, name: str, scope_id: int, param_id: int, row_id: int, version: int, spec_id: int
 ) -> Entry:
+    # Unpacked at once: a named tuple gives out each field at the price of a call.
+    (
+        _, blob_id, digest, nbytes, dtype, stored_shape, spec, _, kind, requires_grad, shape, _,
+    ) = new  # fmt: skip
     return Entry(
         name,
         scope_id,
         param_id,
         row_id,
         version,
-        new.blob_id,
-        new.digest,
-        new.nbytes,
-        new.dtype,
-        new.stored_shape,
+        blob_id,
+        digest,
+        nbytes,
+        dtype,
+        stored_shape,
         spec_id,
-        new.spec,
-        new.kind,
-        new.requires_grad,
-        new.shape,
-        entry_line(name, new.digest, new.spec, new.kind, requires_grad=new.requires_grad),
+        spec,
+        kind,
+        requires_grad,
+        shape,
+        entry_line(name, digest, spec, kind, requires_grad=requires_grad),
     )
 
 
-def _version_row(
-    new: NewEntry, row_id: int, param_id: int, version: int, spec_id: int
-) -> tuple[Any, ...]:
-    found = new.statistics
+def _version_row(entry: Entry, found: Statistics | None) -> tuple[Any, ...]:
     row = (
-        row_id,
-        param_id,
-        version,
-        new.blob_id,
-        spec_id,
-        new.kind,
-        int(new.requires_grad),
-        shape_text(new.shape),
+        entry.param_version_id,
+        entry.param_id,
+        entry.since_version,
+        entry.blob_id,
+        entry.constraint_id,
+        entry.kind,
+        int(entry.requires_grad),
+        shape_text(entry.shape),
     )
-    if found is None:
-        return row
-    return (
-        *row,
-        found.norm,
-        found.mean,
-        found.std,
-        found.min,
-        found.max,
-        found.nan_count,
-        found.inf_count,
-        found.value,
-        int(found.unconstrained),
-    )
+    return row if found is None else (*row, *_numbers(found), int(found.unconstrained))
 
 
 def _null(value: float) -> float | None:

@@ -5,9 +5,9 @@ Holds bytes and text; must never import torch or SQLAlchemy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from paramstore.snapshot import Snapshot, Statistics
 
@@ -53,39 +53,52 @@ class Entry(NamedTuple):
     """Its line in the manifest."""
 
 
-@dataclass(slots=True, kw_only=True)
-class NewEntry:
+class NewEntry(NamedTuple):
     """One parameter that changed, its bytes already written; becomes an `Entry`."""
 
     name: str
-    kind: str
-    requires_grad: bool
     blob_id: int
     digest: bytes
     nbytes: int
     dtype: str
     stored_shape: tuple[int, ...]
     spec: str
-    spec_blobs: tuple[int, ...] = ()
+    spec_blobs: tuple[int, ...]
     """Blobs of the tensor arguments that the spec names by digest, in any order."""
-    shape: tuple[int, ...] = ()
-    statistics: Statistics | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class NewBlob:
-    """The bytes of one tensor on their way into the database."""
-
-    digest: bytes
-    """BLAKE3-256 of the header and all chunks joined."""
-    header: bytes = b""
-    """What the first row has in front of its chunk."""
-    nbytes: int
-    """Length of the header and all chunks joined."""
-    dtype: str
+    kind: str
+    requires_grad: bool
     shape: tuple[int, ...]
-    chunks: Callable[[], Iterable[bytes | memoryview]]
-    """Makes the chunks anew at every call: one for each row, 1 MiB each."""
+    statistics: Statistics | None
+
+
+class NewBlob(Protocol):
+    """The bytes of one tensor on their way into the database.
+
+    What has them is asked directly: a record of each would cost more than writing it.
+    """
+
+    @property
+    def digest(self) -> bytes:
+        """BLAKE3-256 of the header and all chunks joined."""
+
+    @property
+    def header(self) -> bytes:
+        """What the first row has in front of its chunk."""
+
+    @property
+    def nbytes(self) -> int:
+        """Length of the header and all chunks joined."""
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype in safetensors, ``C128`` for complex128."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
+
+    def chunks(self) -> Iterable[bytes | memoryview]:
+        """Make the chunks anew: one for each row, 1 MiB each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

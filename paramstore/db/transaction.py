@@ -51,11 +51,10 @@ class Transaction:
             StorageError: the disk is full.
         """
         unknown = [blob for blob in new if blob.digest not in self._rows]
-        for digest, (row_id, added) in blobs.put(self._connection, unknown).items():
-            self._rows[digest] = row_id
-            self._seen[row_id] = digest
-            if added:
-                self._unclaimed[row_id] = added
+        rows, added = blobs.put(self._connection, unknown)
+        self._rows |= rows
+        self._seen |= {row_id: digest for digest, row_id in rows.items()}
+        self._unclaimed |= added
         return [self._rows[blob.digest] for blob in new]
 
     def check_head(self, scope: str, seen: int) -> None:
@@ -80,7 +79,8 @@ class Transaction:
             InvalidInputError, InvalidNameError: something in the draft cannot be stored.
         """
         draft = self._with_lost_blobs(checked(draft))
-        claimed = self._unclaimed.keys() & (draft.blobs_written.keys() | self._seen.keys())
+        written = draft.blobs_written
+        claimed = [i for i in self._unclaimed if i in self._seen or i in written]
         added = sum(self._unclaimed.pop(row_id) for row_id in claimed)
         return Catalogue(self._connection, draft, self._seen).append(added)
 
@@ -104,8 +104,7 @@ class Transaction:
 def _moved(entry: Entry | NewEntry, rows: Mapping[int, int]) -> Entry | NewEntry:
     if isinstance(entry, Entry):
         return entry
-    return replace(
-        entry,
+    return entry._replace(
         blob_id=rows.get(entry.blob_id, entry.blob_id),
         spec_blobs=tuple(rows.get(row_id, row_id) for row_id in entry.spec_blobs),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from blake3 import blake3
@@ -18,6 +19,24 @@ REAL = '{"kind":"real"}'
 STATISTICS = Statistics(norm=5.0, mean=3.5, std=0.5, min=3.0, max=4.0)
 
 
+@dataclass(frozen=True)
+class Bytes:
+    """A `NewBlob` that has its data."""
+
+    digest: bytes
+    header: bytes
+    nbytes: int
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    def chunks(self) -> Iterator[memoryview]:
+        """Cut the data."""
+        yield memoryview(self.data)[:CHUNK]
+        for start in range(CHUNK, len(self.data), CHUNK):
+            yield memoryview(self.data)[start : start + CHUNK]
+
+
 def blob(value: bytes | str) -> NewBlob:
     """The safetensors bytes of a tensor of uint8."""
     data = value.encode() if isinstance(value, str) else value
@@ -26,18 +45,13 @@ def blob(value: bytes | str) -> NewBlob:
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
 
-    def chunks() -> Iterator[memoryview]:
-        yield memoryview(data)[:CHUNK]
-        for start in range(CHUNK, len(data), CHUNK):
-            yield memoryview(data)[start : start + CHUNK]
-
-    return NewBlob(
+    return Bytes(
         digest=blake3(header + data).digest(),
         header=header,
         nbytes=len(header) + len(data),
         dtype="U8",
         shape=(len(data),),
-        chunks=chunks,
+        data=data,
     )
 
 
@@ -53,6 +67,7 @@ def new_entry(name: str, blob_id: int, written: NewBlob, **fields: Any) -> NewEn
         "dtype": written.dtype,
         "stored_shape": written.shape,
         "spec": REAL,
+        "spec_blobs": (),
         "shape": written.shape,
         "statistics": STATISTICS,
     }
