@@ -10,6 +10,7 @@ from typing import Any
 import pyro
 from pyro import poutine
 from pyro.infer import SVI
+from torch import Tensor
 
 from paramstore.errors import UsageError
 from paramstore.snapshot import Snapshot
@@ -44,9 +45,19 @@ def resume(store: ParamStoreDict, svi: SVI, *args: Any, **kwargs: Any) -> Snapsh
     with poutine.trace(param_only=True) as seen:
         svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
     # Parameters that are module-local and not bound are in the trace only.
-    values: list[Any] = [site["value"] for site in seen.trace.nodes.values()]
-    for param in (*(v.unconstrained() for v in values), *dict(store._params.live()).values()):
+    sites = (_trained(site["value"]) for site in seen.trace.nodes.values())
+    for param in (*sites, *dict(store._params.live()).values()):
         if param is not None:
             param.grad = None
     last: Snapshot | None = store.resume()
     return last
+
+
+def _trained(value: Any) -> Tensor | None:
+    """The unconstrained value of a site; a module-local nn.Parameter has no way to it, and is it.
+
+    None where it was replaced and is gone, as Pyro's baselines do with theirs.
+    """
+    unconstrained = getattr(value, "unconstrained", None)
+    found: Tensor | None = value if unconstrained is None else unconstrained()
+    return found
