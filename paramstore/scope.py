@@ -98,13 +98,14 @@ class Scopes:
         self.keep(working_set)
 
     def enter(
-        self, state: State, opened: Callable[[str], WorkingSet], *, unnamed: bool
+        self, state: State, opened: Callable[..., WorkingSet], *, unnamed: bool
     ) -> WorkingSet:
         """Make the working set of the scope that ``state`` means the current one.
 
         Args:
             state: A name, what a scope yielded, a plain state, or None.
-            opened: Makes the working set of a scope that this store has none of.
+            opened: Makes the working set of a scope that this store has none of, given its name
+                and whether it is ``new``, in no database either.
             unnamed: Whether None names itself; else it is an empty plain state.
 
         Raises:
@@ -116,9 +117,9 @@ class Scopes:
             return self._enter(self._own(state.working_set))
         if isinstance(state, str):
             check_scope_name(state)
-            found = self.known(state) or opened(state)
+            found = self.known(state) or opened(state, new=False)
         elif state is None and unnamed:
-            found, keep = opened(_own_name()), self.hold
+            found, keep = opened(_own_name(), new=True), self.hold
         else:
             return self._enter(_taken_out(state) or values.plain_working_set(state))
         self._enter(found)

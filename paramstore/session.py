@@ -428,9 +428,9 @@ class Session:
         """Make the working set that ``state`` means the current one."""
         return self.scopes.enter(state, self._enterable, unnamed=not self.private)
 
-    def _enterable(self, scope: str) -> WorkingSet:
+    def _enterable(self, scope: str, *, new: bool) -> WorkingSet:
         self._backend = self.backend  # that of a private store is made now
-        return self._opened(scope)
+        return WorkingSet(scope, self._read) if new else self._opened(scope)
 
 
 class Visit(AbstractContextManager[StateDict]):
