@@ -121,8 +121,9 @@ def plain_working_set(state: Any) -> WorkingSet:
                 f"scope(state) writes into the state on leaving, and {type(state).__name__} cannot "
                 f"be written to; pass dict(state)"
             )
-        for name, tensor in params.items():
-            ws.put(name, tensor, specs.get(name, constraints.real))
+        dict.update(ws.params, params)  # at once: there is nothing yet that they could replace
+        ws.names.update(zip(params.values(), params, strict=True))
+        ws.constraints.update({name: specs.get(name, constraints.real) for name in params})
     return ws
 
 
