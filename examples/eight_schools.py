@@ -90,7 +90,8 @@ def posterior(guide: AutoGuide) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Three guides compared across three scopes.")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--db", default="schools.db", help="the store (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=2000, help="of each guide (%(default)s)")
     parser.add_argument("--every", type=int, default=200, help="steps per commit (%(default)s)")

@@ -88,7 +88,8 @@ def train(store: paramstore.ParamStoreDict, *, steps: int, every: int, kill_at: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A variational auto-encoder that can be killed.")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--db", default="vae.db", help="the store (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=2000, help="steps in all (%(default)s)")
     parser.add_argument("--every", type=int, default=100, help="steps per commit (%(default)s)")
