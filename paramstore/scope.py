@@ -10,18 +10,26 @@ import uuid
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, MutableMapping
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 
 from paramstore import values
 from paramstore.errors import ScopeError
-from paramstore.refs import check_scope_name
+from paramstore.refs import check_scope_name, is_encodable
 from paramstore.working_set import StateDict, WorkingSet
 
 State = MutableMapping[str, Any] | str | None
 """What ``scope(state)`` takes: a name, what a scope yielded, or a plain state."""
+
+_KEYS = {"params", "constraints"}
+_TENSORS = {Tensor, nn.Parameter}
+_DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
+_dtype = attrgetter("dtype")
 
 
 class _Left(dict[str, Tensor]):
@@ -34,22 +42,22 @@ class _Left(dict[str, Tensor]):
     __slots__ = ("constraints", "working_set")
 
     def __init__(self, working_set: WorkingSet) -> None:
-        super().__init__(working_set.params.copy())
+        super().__init__(working_set.params.live())
         self.constraints = dict(working_set.constraints)
         self.working_set: WorkingSet | None = working_set
 
     def agrees(self, working_set: WorkingSet) -> bool:
         """Whether it holds what the working set does, in this order."""
-        params, constraints = working_set.params, working_set.constraints
-        if not (self or params or self.constraints or constraints):
+        params, specs = working_set.params, working_set.constraints
+        if not (self or params or self.constraints or specs):
             return True  # nearly always, where PyroModule enters it
         return (
             len(self) == len(params)
-            and len(self.constraints) == len(constraints)
+            and len(self.constraints) == len(specs)
             and all(map(is_, self.values(), dict.values(params)))
-            and all(map(is_, self.constraints.values(), constraints.values()))
+            and all(map(is_, self.constraints.values(), specs.values()))
             and [*self] == [*dict.keys(params)]
-            and [*self.constraints] == [*constraints]
+            and [*self.constraints] == [*specs]
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -121,7 +129,7 @@ class Scopes:
         elif state is None and unnamed:
             found, keep = opened(_own_name(), new=True), self.hold
         else:
-            return self._enter(_taken_out(state) or values.plain_working_set(state))
+            return self._enter(_taken_out(state) or _plain_working_set(state))
         self._enter(found)
         keep(found)
         return found
@@ -182,6 +190,50 @@ def _taken_out(state: Any) -> WorkingSet | None:
         return None
     found, left.working_set = left.working_set, None
     return found if left.agrees(found) else None
+
+
+def _plain_working_set(state: Any) -> WorkingSet:
+    """Make the working set of a plain state, or of None.
+
+    Models have hundreds of names, and Pyro enters a state without a look at them: neither does
+    this, in Python.
+    """
+    if state is not None and not _is_ordinary(state):
+        return values.plain_working_set(state)  # or the error that names what is wrong
+    ws = WorkingSet(None)
+    if state is not None:
+        dict.update(ws.params, state["params"])
+        ws.constraints.update(state["constraints"])
+    return ws
+
+
+def _is_ordinary(state: Any) -> bool:
+    """Whether a state holds what nearly all of them do; what else is allowed is looked up later."""
+    if type(state) is not dict or state.keys() != _KEYS:
+        return False
+    params, specs = state["params"], state["constraints"]
+    if (
+        type(params) not in (dict, _Left)
+        or type(specs) is not dict
+        or params.keys() != specs.keys()
+    ):
+        return False
+    return not params or (
+        {*map(type, params.values())} <= _TENSORS
+        and {*map(_dtype, params.values())} <= _DTYPES
+        and all(map(_is_original, {id(spec): spec for spec in specs.values()}.values()))
+        and {*map(type, params)} == {str}
+        and "" not in params
+        and (text := "\0".join(params)).count("\0") == len(params) - 1
+        and is_encodable(text)
+    )
+
+
+def _is_original(constraint: object) -> bool:
+    """Whether it is a constraint, and no copy of constraints.real, as pickles bring."""
+    if constraint is constraints.real:
+        return True
+    return isinstance(constraint, Constraint) and type(constraint) is not type(constraints.real)
 
 
 def _own_name() -> str:

@@ -227,11 +227,16 @@ class WorkingSet:
         return made
 
     def name_of(self, tensor: Tensor) -> str | None:
-        """A name of ``tensor``, also where its latest name has been deleted."""
+        """A name of ``tensor``, also where ``names`` lacks it.
+
+        Its latest name may have been deleted; a plain state is entered without any of them.
+        """
         name = self.names.get(tensor)
         if name is None:
             live = self.params.live()
             name = next((name for name, value in live if value is tensor), None)
+            if name is not None:  # whoever asks for one of them asks for many
+                self.names.update({value: name for name, value in live} | self.names)
         return name
 
     # -- modules -------------------------------------------------------------------

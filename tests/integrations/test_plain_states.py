@@ -13,7 +13,7 @@ import torch
 from pyro.params.param_store import ParamStoreDict as StockStore
 from torch.distributions import constraints
 
-from paramstore import ParamStoreDict
+from paramstore import InvalidInputError, ParamStoreDict
 
 STORES = pytest.mark.parametrize("make", [StockStore, ParamStoreDict])
 Make = Callable[[], Any]
@@ -123,6 +123,57 @@ def test_a_copy_of_a_state_does_not_follow_it(make: Make) -> None:
     assert list(before["params"]) == list(tables) == ["x"]
     assert names_inside(store, before) == ["x"]
     assert names_inside(store, state) == ["x", "y"]
+
+
+@pytest.mark.parametrize("entered", [False, True], ids=["new", "left before"])
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("x", torch.zeros(1, dtype=torch.int64), "int64"),
+        ("x", [1.0], "list"),
+        ("", torch.zeros(1), "empty"),
+        ("a\0b", torch.zeros(1), "NUL"),
+        ("\ud800", torch.zeros(1), "surrogate"),
+        (3, torch.zeros(1), "int"),
+    ],
+)
+def test_what_is_no_parameter_is_refused_by_name(
+    entered: bool, name: Any, value: Any, error: str
+) -> None:
+    store, state = ParamStoreDict(), plain("good")
+    store["outer"] = torch.zeros(1)
+    if entered:
+        names_inside(store, state)
+    state["params"][name] = value
+    state["constraints"][name] = constraints.real
+    with pytest.raises(InvalidInputError, match=error), store.scope(state):
+        pass
+    state["params"].pop(name)
+    state["constraints"][name] = "positive"
+    with pytest.raises(InvalidInputError, match="positive"), store.scope(state):
+        pass
+    assert list(store) == ["outer"]
+
+
+@STORES
+def test_every_tensor_of_a_state_has_its_name_and_another_has_none(make: Make) -> None:
+    store, state = make(), plain("x", "y")
+    state["constraints"]["unused"] = constraints.positive
+    with store.scope(state):
+        tensors = dict(store.named_parameters())
+        store["z"] = torch.ones(1)
+        assert [store.param_name(tensor) for tensor in tensors.values()] == ["x", "y"]
+        assert store.param_name(torch.zeros(2)) is None
+        assert len(store._param_to_name) == 3
+        del store["x"]
+        assert store.param_name(tensors["x"]) is None
+
+
+def test_a_constraint_that_came_out_of_a_pickle_is_torchs_own_inside() -> None:
+    store, state = ParamStoreDict(), plain("x")
+    state["constraints"]["x"] = copy.deepcopy(constraints.real)
+    with store.scope(state):
+        assert store._constraints["x"] is constraints.real
 
 
 def test_a_state_that_was_left_pickles_and_copies_without_its_working_set() -> None:
