@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _PACKAGES = ("torch", "safetensors", "sqlalchemy", "blake3", "xxhash", "numpy", "pyro-ppl")
+_PEERS = ("orbax-checkpoint", "jax", "diskcache", "langgraph-checkpoint-sqlite")
 
 
 def facts(folder: Path) -> dict[str, str]:
@@ -26,7 +27,7 @@ def facts(folder: Path) -> dict[str, str]:
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
     }
-    return found | {name: _version(name) for name in _PACKAGES}
+    return found | {name: _version(name) for name in (*_PACKAGES, *_PEERS)}
 
 
 def file_system(folder: Path) -> str:

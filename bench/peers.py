@@ -18,22 +18,23 @@ _SLICE = 8 << 20
 
 def sync(path: Path) -> None:
     """Make a new file durable: its bytes, then its name in the folder."""
-    for target in (path, path.parent):
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync_one(path)
+    sync_one(path.parent)
+
+
+def sync_one(path: Path) -> None:
+    """Fsync one file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove(path: Path) -> None:
     """Remove a file of the last repetition, and let the file system finish with that."""
     path.unlink(missing_ok=True)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_one(path.parent)
 
 
 def save_raw(path: Path, data: memoryview) -> None:

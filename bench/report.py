@@ -6,8 +6,9 @@ Reads only what the benchmarks wrote; must never measure.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 from bench.harness import MAX_VARIATION
@@ -30,33 +31,50 @@ class Result:
     """The comparisons."""
 
 
-def write(result: Result, folder: Path) -> Path:
-    """Write ``<name>.json``; the raw samples of every row."""
+def to_json(result: Result) -> str:
+    """The result as one text; the raw samples of every row."""
     data = {
         "name": result.name,
         "command": result.command,
         "facts": result.facts,
         "tables": [to_dict(table) for table in result.tables],
     }
+    return json.dumps(data, indent=1, ensure_ascii=False)
+
+
+def from_json(text: str) -> Result:
+    """The inverse of :func:`to_json`."""
+    data = json.loads(text)
+    data["tables"] = [from_dict(table) for table in data["tables"]]
+    return Result(**data)
+
+
+def write(result: Result, folder: Path) -> Path:
+    """Write ``<name>.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{result.name}.json"
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(to_json(result) + "\n", encoding="utf-8")
     return path
 
 
 def read(path: Path) -> Result:
     """The inverse of :func:`write`."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    data["tables"] = [from_dict(table) for table in data["tables"]]
-    return Result(**data)
+    return from_json(path.read_text(encoding="utf-8"))
 
 
-def markdown(results: Sequence[Result]) -> str:
-    """The whole page: targets first, then every table with its control."""
+def markdown(results: Sequence[Result], charts: Mapping[str, str] | None = None) -> str:
+    """The whole page: targets first, then every table with its control.
+
+    Args:
+        results: What is told, in that order.
+        charts: Where the chart of a benchmark lies, by its name.
+    """
     lines = ["# Figures", "", *_introduction(), "## Targets", ""]
     lines += _grid(("", "target", "wanted", "measured", "quartiles", ""), _summary(results))
     for result in results:
         lines += [f"## {result.name}", "", f"`{result.command}`", "", _machine(result), ""]
+        if charts and result.name in charts:
+            lines += [f"![{result.name}]({charts[result.name]})", ""]
         for table in result.tables:
             lines += section(table)
     return "\n".join(lines).rstrip() + "\n"
@@ -66,11 +84,7 @@ def section(table: Table) -> list[str]:
     """One comparison as markdown lines."""
     lines = [f"### {table.title}", ""]
     lines += [table.note, ""] if table.note else []
-    head: tuple[str, ...] = (table.unit, "median", "min – max", "MB/s")
-    body: list[tuple[str, ...]] = [_row(row, table) for row in table.rows]
-    if not any(line[-1] for line in body):
-        head, body = head[:-1], [line[:-1] for line in body]
-    lines += _grid(head, body)
+    lines += _rows(table)
     lines += _restless(table)
     verdicts = table.verdicts()
     if verdicts:
@@ -78,14 +92,25 @@ def section(table: Table) -> list[str]:
     return lines
 
 
+def _rows(table: Table) -> list[str]:
+    """The samples, without the columns that would stay empty."""
+    head = (table.unit, "median", "min – max", "MB/s", "÷ ours")
+    body = [_row(row, table) for row in table.rows]
+    filled = [any(cells) for cells in zip(*body, strict=True)]
+    return _grid(
+        list(compress(head, filled)),
+        [list(compress(cells, filled)) for cells in body],
+    )
+
+
 def _introduction() -> list[str]:
     return [
-        "Medians of interleaved repetitions in one process (one process per case where memory is",
-        "measured, one per repetition where opening is). A ratio is one of medians; its quartiles",
-        f"are those of the ratios of single repetitions. A control that varied by more than "
-        f"{MAX_VARIATION:g} ×",
-        "between its slowest and fastest repetition makes a run repeat, and is said where that did",
-        "not help. Raw samples: `results/*.json`.",
+        "Medians of interleaved repetitions. Every benchmark has a process of its own; memory is",
+        "measured in one per case, opening in one per repetition; Orbax has its own.",
+        "A ratio is one of medians; its quartiles are those of the ratios of single repetitions. A",
+        f"control that varied by more than {MAX_VARIATION:g} × between its slowest and fastest",
+        "repetition makes a run repeat, and is said where that did not help. Samples and charts:",
+        "`results/`.",
         "",
     ]
 
@@ -110,8 +135,10 @@ def _summary(results: Iterable[Result]) -> list[Sequence[str]]:
 def _verdict(verdict: Verdict) -> tuple[str, str, str, str, str]:
     sign = "≥" if verdict.target.kind == "throughput" else "≤"
     wanted = f"{sign} {verdict.target.bound:g}"
-    spread = f"{_figure(verdict.low)} – {_figure(verdict.high)}"
-    return verdict.target.claim, wanted, _figure(verdict.measured), spread, verdict.outcome
+    spread = f"{figure(verdict.low)} – {figure(verdict.high)}"
+    reason = verdict.target.reason if verdict.outcome != MET else ""
+    outcome = f"{verdict.outcome}: {reason}" if reason else verdict.outcome
+    return verdict.target.claim, wanted, figure(verdict.measured), spread, outcome
 
 
 def _group(name: str, verdicts: list[Verdict]) -> tuple[str, str, str, str, str]:
@@ -124,17 +151,19 @@ def _group(name: str, verdicts: list[Verdict]) -> tuple[str, str, str, str, str]
     outcome = f"{met} of {len(verdicts)} met, {missed} **not met**" if missed else f"{met} of "
     if not missed:
         outcome += f"{len(verdicts)} met" + (", the rest within spread" * (met < len(verdicts)))
-    return name, wanted, f"worst {_figure(worst)}", "", outcome
+    return name, wanted, f"worst {figure(worst)}", "", outcome
 
 
-def _row(row: Row, table: Table) -> tuple[str, str, str, str]:
-    spread = f"{_figure(min(row.values))} – {_figure(max(row.values))}"
+def _row(row: Row, table: Table) -> tuple[str, str, str, str, str]:
+    spread = f"{figure(min(row.values))} – {figure(max(row.values))}"
     if len(row.values) == 1:
         spread = ""
     rate = ""
     if row.nbytes and table.unit in _PER_SECOND:
         rate = f"{row.nbytes / 1e6 / (row.median * _PER_SECOND[table.unit]):,.0f}"
-    return row.label, _figure(row.median), spread, rate
+    multiple = table.multiple(row)
+    ratio = "" if multiple is None else figure(multiple)
+    return row.label, figure(row.median), spread, rate, ratio
 
 
 def _restless(table: Table) -> list[str]:
@@ -143,7 +172,7 @@ def _restless(table: Table) -> list[str]:
     low, high = quartiles(table.row(table.control or "").values)
     return [
         f"**Restless**: the control varied by {table.control_variation:.1f} × in the best of "
-        f"{table.runs} runs (quartiles {_figure(low)} – {_figure(high)}).",
+        f"{table.runs} runs (quartiles {figure(low)} – {figure(high)}).",
         "",
     ]
 
@@ -153,7 +182,7 @@ def _grid(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
     return [*lines, *(f"| {' | '.join(cells)} |" for cells in body), ""]
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
     """Three significant digits, without an exponent."""
     if value == 0:
         return "0"

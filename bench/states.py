@@ -5,7 +5,9 @@ Must never write a file.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -73,3 +75,9 @@ def change(tensors: Iterable[Tensor]) -> None:
 def nbytes_of(state: Mapping[str, Tensor]) -> int:
     """Bytes of all tensors."""
     return sum(tensor.nbytes for tensor in state.values())
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in use."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

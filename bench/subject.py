@@ -5,8 +5,10 @@ Must never time anything.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -36,7 +38,21 @@ def new_store(path: Path, state: Mapping[str, Tensor], **options: bool | str) ->
     return store
 
 
+def commit_in_background(store: ParamStoreDict, step: int) -> Any:
+    """Begin a commit; the handle has ``done()`` and ``result(timeout)``."""
+    return store.commit(step=step, wait=False)  # type: ignore[call-arg]  # asked for before: _waits
+
+
 def remove_store(path: Path) -> None:
     """Remove a database and whatever SQLite left beside it."""
     for file in sorted(path.parent.glob(f"{path.name}*")):
         peers.remove(file)
+
+
+def empty(folder: Path) -> None:
+    """Remove everything in the folder of a benchmark."""
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            peers.remove(entry)

@@ -56,6 +56,8 @@ class Target:
     """Label of the row that it is compared with."""
     group: str | None = None
     """Targets of one group are summed up in one line of the summary."""
+    reason: str = ""
+    """Why it is not met, where that is known; told only then."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,12 +88,18 @@ class Table:
     """The samples, the raw control among them."""
     control: str | None = None
     """Label of the raw control."""
+    ours: str | None = None
+    """Label of the row that every other is told as a multiple of."""
     targets: list[Target] = field(default_factory=list)
     """What is asked of it."""
     note: str = ""
     """What a reader has to know; one sentence or two."""
     runs: int = 1
     """How many runs it took until the control was quiet enough."""
+
+    def multiple(self, row: Row) -> float | None:
+        """Median of that row over ours; None where no row is named as ours."""
+        return None if self.ours is None else row.median / self.row(self.ours).median
 
     def row(self, label: str) -> Row:
         """The row of that label; KeyError if there is none."""
