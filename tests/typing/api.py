@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.infer import SVI
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
@@ -25,6 +26,7 @@ from paramstore import (
     StateDict,
     Statistics,
 )
+from paramstore.integrations.pyro import Installation, install, resume, uninstall
 
 
 def opening() -> None:
@@ -152,3 +154,15 @@ def errors(store: ParamStoreDict) -> None:
     for wrong in (paramstore.NotFoundError, paramstore.InvalidInputError, paramstore.UsageError):
         known: type[KeyError | ValueError | RuntimeError] = wrong
         del known
+
+
+def pyro(store: ParamStoreDict, svi: SVI) -> None:
+    installation: Installation = install(store)
+    uninstall()
+    with install(store, prefer="store") as installed:
+        same: ParamStoreDict = installed
+        store.attach(svi=svi, rng=True)
+        last: Snapshot | None = resume(store, svi, torch.ones(2), subsample=True)
+        del same, last
+    install(store, prefer="mine")  # type: ignore[arg-type]  # "store" or "pyro"
+    del installation
