@@ -11,7 +11,7 @@
     │   ├── InvalidReferenceError
     │   ├── InvalidValueError             a value that its constraint does not admit
     │   ├── MismatchError                 stored and live shape, dtype, constraint or names differ
-    │   ├── UnknownConstraintError
+    │   ├── UnknownConstraintError        (NotImplementedError) without a transform, or a spec
     │   ├── UnsupportedExtraError
     │   ├── UnsupportedFileError          a parameter file that load() refuses
     │   └── UnsupportedTensorError
@@ -111,8 +111,11 @@ class MismatchError(InvalidInputError):
     kind = "mismatch"
 
 
-class UnknownConstraintError(InvalidInputError):
-    """A constraint without a spec, or a spec without a constraint."""
+class UnknownConstraintError(InvalidInputError, NotImplementedError):
+    """A constraint without a transform or a spec, or a spec without a constraint.
+
+    torch raises NotImplementedError for the first, and Pyro's guides look for that one.
+    """
 
     kind = "unknown-constraint"
 
