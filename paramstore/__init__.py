@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from paramstore.autosave import Autosave
+    from paramstore.background import PendingCommit
     from paramstore.constraints import register_constraint
     from paramstore.default import (
         clear_param_store,
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Autosave",
     "Change",
     "ConflictError",
     "CorruptError",
@@ -84,6 +87,7 @@ __all__ = [
     "ParamStoreDict",
     "ParamStoreError",
     "ParamVersion",
+    "PendingCommit",
     "ReadOnlyError",
     "RestoreInterruptedError",
     "SchemaError",
@@ -121,6 +125,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "autosave": ("Autosave",),
+    "background": ("PendingCommit",),
     "constraints": ("register_constraint",),
     "default": (
         "clear_param_store",

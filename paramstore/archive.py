@@ -57,6 +57,12 @@ _SQLITE = b"SQLite format 3\0"
 # umask says, and their metadata in another order each time.
 
 
+def save_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Write what Pyro's ``get_state`` gives, as :func:`save_file` does."""
+    params, constraints = state["params"], state["constraints"]
+    save_file(path, ((name, tensor, constraints[name]) for name, tensor in params.items()))
+
+
 def save_file(path: str | os.PathLike[str], items: Iterable[Item]) -> None:
     """Write parameters to one safetensors file, atomically and durably.
 
@@ -189,6 +195,15 @@ def _storage_errors(what: str) -> Iterator[None]:
 
 
 # ------------------------------------------------------------------------------------- reading
+
+
+def load_state(path: str | os.PathLike[str], map_location: MapLocation = None) -> dict[str, Any]:
+    """Read a file as :func:`load_file` does, into what Pyro's ``get_state`` gives."""
+    items = load_file(path, map_location)
+    return {
+        "params": {name: tensor for name, tensor, _ in items},
+        "constraints": {name: constraint for name, _, constraint in items},
+    }
 
 
 def load_file(path: str | os.PathLike[str], map_location: MapLocation = None) -> list[Item]:

@@ -36,6 +36,7 @@ This module must never import anything but the standard library.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -259,3 +260,9 @@ class RestoreInterruptedError(CorruptError):
     """
 
     kind = "restore-interrupted"
+
+
+def warn_deprecated(method: str, instead: str) -> None:
+    """Warn whoever called the method that calls this."""
+    message = f"{method}() is deprecated; use {instead} instead"
+    warnings.warn(message, DeprecationWarning, stacklevel=3)

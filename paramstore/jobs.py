@@ -125,7 +125,7 @@ class Job:
             item.spec.text,
             spec_blobs,
             item.kind,
-            self.tensor.requires_grad,
+            item.requires_grad,
             shape if transform is None else _value_shape(transform, shape),
             self.statistics,
         )

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from paramstore.errors import InvalidNameError, InvalidReferenceError
+from paramstore.errors import InvalidInputError, InvalidNameError, InvalidReferenceError
 from paramstore.snapshot import Snapshot
 
 _MAX_NAME = 200
@@ -116,6 +116,18 @@ def check_param_name(name: str, what: str = "parameter") -> str:
             f"and no lone surrogate"
         )
     return name
+
+
+def to_pattern(text: str) -> re.Pattern[str]:
+    """Compile a regular expression for names.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise InvalidInputError(f"{text!r} is not a regular expression: {error}") from error
 
 
 def suggest(name: str, existing: Iterable[str]) -> str:

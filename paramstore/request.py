@@ -8,11 +8,33 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, TypedDict
 
 from torch import Tensor
 
 from paramstore.errors import InvalidInputError
 from paramstore.refs import check_param_name, check_tag_name, is_encodable
+
+OnConflict = Literal["raise", "append"]
+OnFull = Literal["block", "raise"]
+
+
+class About(TypedDict, total=False):
+    """The arguments of ``ParamStoreDict.commit``, where they are described."""
+
+    step: int | None
+    message: str | None
+    metrics: Mapping[str, float] | None
+    tags: Iterable[str]
+    extras: Mapping[str, object] | None
+    on_conflict: OnConflict
+
+
+class AboutLater(About, total=False):
+    """Those that a commit with ``wait=False`` has besides."""
+
+    max_pending: int
+    on_full: OnFull
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,17 +48,19 @@ class Request:
     extras: Mapping[str, object] = field(default_factory=dict)
     append: bool = False
     """Commit although another writer moved the head of the scope."""
+    kind: str = "commit"
+    """What made it: ``commit``, or ``interrupted``."""
 
     @classmethod
     def checked(
         cls,
-        *,
         step: int | None,
         message: str | None,
-        metrics: Mapping[str, float],
+        metrics: Mapping[str, float] | None,
         tags: Iterable[str],
-        extras: Mapping[str, object],
+        extras: Mapping[str, object] | None,
         on_conflict: str,
+        kind: str = "commit",
     ) -> Request:
         """Check what a caller says, before anything is written.
 
@@ -47,6 +71,7 @@ class Request:
             raise InvalidInputError(f"on_conflict is 'raise' or 'append', got {on_conflict!r}")
         if isinstance(tags, str):
             raise InvalidInputError(f"tags is a list of names; write tags=[{tags!r}]")
+        metrics, extras = metrics or {}, extras or {}
         for what, names in (("metric", metrics), ("extra", extras)):
             for name in names:
                 check_param_name(name, what)
@@ -57,6 +82,7 @@ class Request:
             tags=[check_tag_name(name) for name in tags],
             extras=dict(extras),
             append=on_conflict == "append",
+            kind=kind,
         )
 
 

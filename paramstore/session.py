@@ -7,26 +7,30 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial, wraps
-from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
+from torch.distributions import constraints
 
-from paramstore import binding
-from paramstore.attached import applied, check_states
+from paramstore import binding, values
+from paramstore.attached import applied, check_attachable, check_states
+from paramstore.background import Background, PendingCommit
+from paramstore.capture import Capture
 from paramstore.db.engine import Database
 from paramstore.db.repository import Manifest, Repository
+from paramstore.db.sqlite import Journal
 from paramstore.errors import (
     CorruptError,
+    InvalidInputError,
     InvalidNameError,
     ParamNotFoundError,
     ReadOnlyError,
     ScopeError,
+    StoreBusyError,
     StoreClosedError,
     UsageError,
 )
@@ -34,11 +38,12 @@ from paramstore.lazy import UNREAD
 from paramstore.modes import outside_modes
 from paramstore.reader import MapLocation, Reader
 from paramstore.refs import check_param_name, check_scope_name, parse_ref, suggest
-from paramstore.request import Request
+from paramstore.request import OnFull, Request
 from paramstore.restore import Names, begin, continue_from, restore
-from paramstore.scope import Scopes, give_back
-from paramstore.snapshot import Log, Snapshot
-from paramstore.working_set import StateDict, WorkingSet, logger
+from paramstore.scope import Scopes
+from paramstore.snapshot import Snapshot
+from paramstore.staging import Copies, Staging
+from paramstore.working_set import WorkingSet, logger
 from paramstore.writer import Writer
 
 Reference = Snapshot | int | str
@@ -112,6 +117,8 @@ class Session:
         self._backend = None if database is None else connect(database)
         self._readonly = readonly
         self._closed = False
+        self.background = Background()
+        self._staging = Staging()
         self._not_adopted: set[tuple[str | None, str]] = set()
         """The scope and name of every parameter that a warning was given for."""
         try:
@@ -119,6 +126,33 @@ class Session:
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def open(
+        cls,
+        path_or_url: str | os.PathLike[str] | None,
+        *,
+        scope: str,
+        start: Reference | None,
+        readonly: bool,
+        create: bool,
+        timeout: float,
+        journal: Journal | None,
+        connect: Callable[[Database], Backend],
+    ) -> Session:
+        """Open a database, or nothing; for the arguments see :func:`paramstore.open`."""
+        check_scope_name(scope)
+        database = None
+        if path_or_url is not None:
+            database = Database.open(
+                path_or_url, readonly=readonly, create=create, timeout=timeout, journal=journal
+            )
+        elif start is not None or readonly or not create or journal is not None:
+            raise InvalidInputError(
+                "start=, readonly=, create= and journal= are about a database; give its path, or "
+                "leave them out for a store in memory"
+            )
+        return cls(scope, start, database, connect, readonly=readonly)
 
     @property
     def current(self) -> WorkingSet:
@@ -173,11 +207,13 @@ class Session:
             raise StoreClosedError("the store is closed; open it again with paramstore.open(…)")
 
     def close(self) -> None:
-        """Release the database; what is in memory stays."""
+        """Finish what is pending and release the database; what is in memory stays."""
         with self.lock:
+            self.background.close()
             self._closed = True
             if self._backend is not None:
                 self._backend.database.close()
+        self.background.raise_error()
 
     def where(self) -> str:
         """The file, for people."""
@@ -216,16 +252,10 @@ class Session:
         """The same snapshot, whose extras are read when they are looked at."""
         return replace(snapshot, extras=self.backend.reader.lazy_extras(snapshot))
 
-    def log(self, scope: str | None, limit: int | None) -> Log:
-        """The snapshots of a scope, newest first; none yet is no error for the current one."""
-        current, scope = self.scope_name(), self.this(scope)
-        if scope == current and not self.repository.head_version(current):
-            return Log(())
-        return Log(map(self.with_extras, self.repository.log(scope, limit)))
-
     def clear(self) -> None:
         """Empty the current working set; its snapshots stay."""
         with self.lock:
+            self.background.wait()
             ws = self.current
             if ws.head is not None and len(ws.params):
                 logger.info(
@@ -245,7 +275,7 @@ class Session:
         if self._backend is None:
             return ws
         head = self.repository.head(scope)
-        first = head
+        first = self.repository.latest(scope)
         if head is None and start is not None:
             first = self.repository.resolve(parse_ref(start), scope)
         if first is not None:
@@ -310,18 +340,85 @@ class Session:
             return ParamNotFoundError(f"{name!r} is a buffer; read it from its module, or by at()")
         return ParamNotFoundError(f"no parameter {name!r}{suggest(name, self.current.params)}")
 
+    def attach(self, objects: Mapping[str, object], *, rng: bool | None) -> None:
+        """Let every commit store the state of live objects."""
+        check_attachable(objects, rng=rng)
+        with self.lock:
+            self.current.attached.update(objects)
+            if rng is not None:
+                self.current.rng = rng
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Put what Pyro's ``get_state`` gives into the current working set."""
+        params, specs = values.check_state(state)
+        with self.lock:
+            ws = self.current
+            for name, tensor in params.items():
+                ws.put(name, tensor, ws.constraints.get(name, constraints.real))
+            ws.constraints.update(specs)
+
     # -- commit --------------------------------------------------------------------
+
+    def settle(self, timeout: float | None = None) -> None:
+        """Finish what is pending, so that what is known of the database does not move.
+
+        Raises:
+            TimeoutError: it takes longer than ``timeout`` seconds.
+            ParamStoreError: a commit failed in the background and nobody has been told yet.
+        """
+        self.background.wait(timeout=timeout)
+        self.background.raise_error()
 
     @_alone
     def commit(self, request: Request) -> Snapshot:
         """Write a snapshot of the current working set."""
+        self.settle()
         snapshot = self._commit(request, only_changes=False)
         assert snapshot is not None
         return snapshot
 
     @_alone
+    def commit_later(
+        self, request: Request, *, max_pending: int = 2, on_full: OnFull = "block"
+    ) -> PendingCommit:
+        """Copy the current working set, and write the snapshot in the background."""
+        if max_pending < 1 or on_full not in ("block", "raise"):
+            raise InvalidInputError(
+                f"max_pending is 1 or more and on_full is 'block' or 'raise', got {max_pending!r} "
+                f"and {on_full!r}"
+            )
+        ws, background = self.named(), self.background
+        self.writable()
+        background.raise_error()
+        if on_full == "raise" and len(background.pending) >= max_pending:
+            raise StoreBusyError(
+                f"{max_pending} commits are pending already, so this one was not begun; commit "
+                f"less often, raise max_pending, or wait with store.flush()"
+            )
+        background.wait(at_most=max_pending - 1)
+        capture, copies = Capture.of(ws, request).copied(ws, self._staging)
+        about = "" if request.step is None else f" of step {request.step}"
+        work = partial(self._finish, ws, capture, copies)
+        return background.submit(work, f"the commit{about} to scope {ws.scope!r}", copies.nbytes)
+
+    def _finish(self, ws: WorkingSet, capture: Capture, copies: Copies) -> Snapshot:
+        """Write a snapshot, on the background thread.
+
+        Without the lock, for which training would have to wait: what it changes in the working set
+        is only looked at by verbs that settle first.
+        """
+        try:
+            snapshot = self.backend.writer.commit(ws, capture)
+        finally:
+            self._staging.release(copies)
+        assert snapshot is not None
+        ws.head = self.with_extras(snapshot)
+        return ws.head
+
+    @_alone
     def commit_changes(self) -> None:
         """Commit on leaving a scope, if anything changed."""
+        self.settle()
         if not self._readonly:
             self._commit(Request(), only_changes=True)
         elif names := self.changed():
@@ -333,12 +430,14 @@ class Session:
     @_alone
     def changed(self) -> list[str]:
         """The names that differ from the snapshot the working set continues."""
+        self.settle()
         return self.backend.writer.changed(self.named())
 
     def _commit(self, request: Request, *, only_changes: bool) -> Snapshot | None:
         ws = self.named()
         self.writable()
-        snapshot = self.backend.writer.commit(ws, request, only_changes=only_changes)
+        capture = Capture.of(ws, request)
+        snapshot = self.backend.writer.commit(ws, capture, only_changes=only_changes)
         if snapshot is None:
             return None
         ws.head = self.with_extras(snapshot)
@@ -351,6 +450,7 @@ class Session:
         self, reference: Reference, include: Names, exclude: Names, *, strict: bool, verify: bool
     ) -> Snapshot:
         """Bring the current working set to a snapshot; through a filter, parameters only."""
+        self.settle()
         ws, target = self.named(), self.resolve(reference)
         head = self.repository.head(self.scope_name())
         fill = partial(restore, include=include, exclude=exclude, strict=strict, verify=verify)
@@ -362,14 +462,17 @@ class Session:
         return self.with_extras(target)
 
     @_alone
-    def resume(self, *, strict: bool) -> Snapshot | None:
+    def resume(self, *, strict: bool, interrupted: bool) -> Snapshot | None:
         """Bring the current working set and what is attached to the newest snapshot."""
-        ws, newest = self.named(), self.repository.head(self.scope_name())
-        if newest is None:
+        self.settle()
+        ws, repository, scope = self.named(), self.repository, self.scope_name()
+        head = repository.head(scope)
+        newest = head if interrupted else repository.latest(scope)
+        if head is None or newest is None:
             return None
         self._bring(newest, partial(restore, strict=strict), strict=strict, extra=True)
-        ws.head = self.with_extras(newest)
-        return ws.head
+        ws.head = self.with_extras(head)
+        return self.with_extras(newest)
 
     def _bring(
         self, target: Snapshot, fill: Callable[..., None], *, strict: bool, extra: bool
@@ -393,6 +496,7 @@ class Session:
         """Let the current working set continue in a new scope."""
         check_scope_name(name)
         with self.lock:
+            self.settle()
             ws, before = self.named(), self.scope_name()
             if self.scopes.known(name) or self.writable().head_version(name):
                 raise ScopeError(f"scope {name!r} exists already; fork into another name")
@@ -403,6 +507,7 @@ class Session:
     def rename(self, old: str, new: str) -> None:
         """Give a parameter of the current scope another name, its history included."""
         check_param_name(new)
+        self.settle()
         ws = self.named()
         buffers = ws.buffers()
         if old in ws.bound() or old in buffers:
@@ -420,10 +525,6 @@ class Session:
                 raise
         ws.rename(old, new)
 
-    def scope(self, state: Any, *, commit: bool, show: Callable[[WorkingSet], None]) -> Visit:
-        """Enter the scope that ``state`` means; ``show`` is told what is current, both ways."""
-        return Visit(self, state, show, commit=commit)
-
     def enter(self, state: Any) -> WorkingSet:
         """Make the working set that ``state`` means the current one."""
         return self.scopes.enter(state, self._enterable, unnamed=not self.private)
@@ -431,50 +532,6 @@ class Session:
     def _enterable(self, scope: str, *, new: bool) -> WorkingSet:
         self._backend = self.backend  # that of a private store is made now
         return WorkingSet(scope, self._read) if new else self._opened(scope)
-
-
-class Visit(AbstractContextManager[StateDict]):
-    """One stay in a scope. A class and no generator: PyroModule makes one at every forward call."""
-
-    __slots__ = ("_commit", "_inner", "_session", "_show", "_state")
-
-    def __init__(
-        self, session: Session, state: Any, show: Callable[[WorkingSet], None], *, commit: bool
-    ) -> None:
-        self._session = session
-        self._state = state
-        self._show = show
-        self._commit = commit
-
-    def __enter__(self) -> StateDict:
-        with self._session.lock:
-            self._inner = self._session.enter(self._state)
-            self._show(self._inner)
-        if self._inner.scope is not None:
-            return self._inner.state
-        if self._state is None:
-            self._state = {"params": {}, "constraints": {}}
-        state: StateDict = self._state
-        return state
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        session = self._session
-        try:
-            if kind is not None:
-                return
-            if self._inner.scope is None:
-                give_back(self._state, self._inner)
-            elif self._commit:
-                session.commit_changes()
-        finally:
-            with session.lock:
-                session.scopes.leave()
-                self._show(session.current)
 
 
 def _before_fork() -> None:
@@ -486,6 +543,12 @@ def _before_fork() -> None:
             _held_for_fork.append(session.lock)
 
 
+def _after_fork_in_child() -> None:
+    for session in _sessions.values():
+        session.background.after_fork_in_child()
+    _after_fork()
+
+
 def _after_fork() -> None:
     while _held_for_fork:
         _held_for_fork.pop().release()
@@ -494,5 +557,5 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
     os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
     )

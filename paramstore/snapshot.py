@@ -9,9 +9,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from paramstore.listing import Listing, format_bytes, format_number, format_table
+
+INTERRUPTED: Final = "interrupted"
+"""The kind of a snapshot of what an exception left behind, which may be half a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +61,7 @@ class Snapshot:
     message: str | None
     """As given to commit."""
     kind: str
-    """``commit``, or what else made it."""
+    """``commit``; ``interrupted`` where an exception ended the training."""
     metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Named numbers, as given to commit; NaN is possible."""
     tags: tuple[str, ...] = ()

@@ -7,35 +7,31 @@ SQL and never imports Pyro.
 from __future__ import annotations
 
 import os
-import re
-import warnings
+import signal
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping
-from contextlib import AbstractContextManager
 from functools import partial
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from paramstore import archive, values
-from paramstore.attached import check_attachable
-from paramstore.compare import compare
-from paramstore.db.engine import Database
+from paramstore import archive, past, values
+from paramstore.autosave import Autosave, Schedule
+from paramstore.background import PendingCommit
 from paramstore.db.sqlite import Journal
 from paramstore.diff import Diff
-from paramstore.errors import InvalidInputError, MismatchError
+from paramstore.errors import MismatchError, ParamStoreError, warn_deprecated
 from paramstore.lazy import UNREAD, Params
-from paramstore.modes import outside_modes
 from paramstore.reader import MapLocation, SnapshotView
-from paramstore.refs import check_scope_name
-from paramstore.request import Request
+from paramstore.refs import to_pattern
+from paramstore.request import About, AboutLater, OnConflict, OnFull, Request
 from paramstore.restore import Names
 from paramstore.scope import State
 from paramstore.session import Backend, Reference, Session
 from paramstore.snapshot import History, Log, ScopeInfo, Snapshot
-from paramstore.working_set import StateDict, Unconstrained, WorkingSet
+from paramstore.visit import Visit
+from paramstore.working_set import Unconstrained, WorkingSet
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -76,21 +72,17 @@ class ParamStoreDict:
         timeout: float = 60,
         journal: Journal | None = None,
     ) -> None:
-        check_scope_name(scope)
-        database = None
-        if path_or_url is None:
-            if start is not None or readonly or not create or journal is not None:
-                raise InvalidInputError(
-                    "start=, readonly=, create= and journal= are about a database; give its path, "
-                    "or leave them out for a store in memory"
-                )
-        else:
-            database = Database.open(
-                path_or_url, readonly=readonly, create=create, timeout=timeout, journal=journal
-            )
         self._validate = validate
-        connect = partial(Backend, map_location=map_location, statistics=statistics)
-        self._session = Session(scope, start, database, connect, readonly=readonly)
+        self._session = Session.open(
+            path_or_url,
+            scope=scope,
+            start=start,
+            readonly=readonly,
+            create=create,
+            timeout=timeout,
+            journal=journal,
+            connect=partial(Backend, map_location=map_location, statistics=statistics),
+        )
         self._use(self._session.current)
 
     # ------------------------------------------------------------------ the dictionary
@@ -101,8 +93,7 @@ class ParamStoreDict:
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """Iterate over ``(name, constrained value)`` pairs."""
-        for name in self._params:
-            yield name, self[name]
+        return ((name, self[name]) for name in self._params)
 
     def keys(self) -> KeysView[str]:
         """The parameter names; buffers of modules are not among them."""
@@ -110,8 +101,7 @@ class ParamStoreDict:
 
     def values(self) -> Iterator[Tensor]:
         """Iterate over constrained values."""
-        for name in self._params:
-            yield self[name]
+        return map(self.__getitem__, self._params)
 
     def __bool__(self) -> bool:
         return bool(self._params)
@@ -194,8 +184,7 @@ class ParamStoreDict:
             InvalidNameError, InvalidValueError: nothing has changed, nor when the function raises.
         """
         if name in self._params:
-            held = _held(self._params, name)
-            offered = init_constrained_value
+            held, offered = _held(self._params, name), init_constrained_value
             # The type is asked first: isinstance of a Parameter runs Python code.
             if type(offered) is not Tensor and offered is not held and isinstance(offered, Tensor):
                 self._session.offer(name, held, offered)
@@ -217,7 +206,7 @@ class ParamStoreDict:
 
     def get_all_param_names(self) -> KeysView[str]:
         """Deprecated, as in Pyro: use :meth:`keys`."""
-        _deprecated("get_all_param_names", "keys()")
+        warn_deprecated("get_all_param_names", "keys()")
         return self.keys()
 
     def replace_param(self, param_name: str, new_param: Tensor, old_param: Tensor) -> None:
@@ -226,10 +215,8 @@ class ParamStoreDict:
         Raises:
             MismatchError: ``old_param`` is not the current value.
         """
-        _deprecated("replace_param", "store[name] = value")
-        if param_name not in self._params:
-            raise self._session.missing(param_name)
-        if self._params[param_name] is not old_param.unconstrained():  # type: ignore[attr-defined]
+        warn_deprecated("replace_param", "store[name] = value")
+        if self[param_name].unconstrained() is not old_param.unconstrained():  # type: ignore[attr-defined]
             raise MismatchError(f"old_param is not the value of {param_name!r}; read it again")
         self[param_name] = new_param
 
@@ -255,10 +242,7 @@ class ParamStoreDict:
         Raises:
             InvalidInputError: not a regular expression.
         """
-        try:
-            pattern = re.compile(name)
-        except re.error as error:
-            raise InvalidInputError(f"{name!r} is not a regular expression: {error}") from error
+        pattern = to_pattern(name)
         return {found: self[found] for found in self._params if pattern.match(found)}
 
     def param_name(self, p: Tensor) -> str | None:
@@ -276,11 +260,7 @@ class ParamStoreDict:
         Raises:
             InvalidInputError: not such a state; nothing has changed.
         """
-        params, specs = values.check_state(state)
-        with self._session.lock:
-            for name, tensor in params.items():
-                self._current.put(name, tensor, self._constraints.get(name, constraints.real))
-            self._constraints.update(specs)
+        self._session.merge(state)
 
     def save(self, filename: str | os.PathLike[str]) -> None:
         """Save the parameters to one safetensors file: unconstrained values and constraint specs.
@@ -289,8 +269,7 @@ class ParamStoreDict:
             StorageError: the file cannot be written; what was there before is untouched.
         """
         with self._session.lock:
-            items = [(name, t, self._constraints[name]) for name, t in self._params.items()]
-            archive.save_file(filename, items)
+            archive.save_state(filename, self.get_state())
 
     def load(self, filename: str | os.PathLike[str], map_location: MapLocation = None) -> None:
         """Merge the parameters of a file written by :meth:`save`, or by stock Pyro's.
@@ -300,9 +279,7 @@ class ParamStoreDict:
         Raises:
             UnsupportedFileError: something else; the message names it. Nothing has changed.
         """
-        loaded = archive.load_file(filename, map_location)
-        params = {name: tensor for name, tensor, _ in loaded}
-        self.set_state({"params": params, "constraints": {name: c for name, _, c in loaded}})
+        self.set_state(archive.load_state(filename, map_location))
 
     # ------------------------------------------------------------------ modules and objects
 
@@ -323,22 +300,21 @@ class ParamStoreDict:
         """Let every commit store the state of live objects, and resume and restore put it back.
 
         Args:
-            rng: Whether the state of the random generators (Python's, NumPy's, torch's, CUDA's)
-                is among it.
-            **objects: Anything with ``state_dict`` and ``load_state_dict``, and what an
+            rng: Whether that of the random generators (Python, NumPy, torch, CUDA) is among it.
+            **objects: Anything with ``state_dict`` and ``load_state_dict``, or that some
                 integration knows.
 
         Raises:
             InvalidInputError: an object without a state, or ``rng`` is an object.
         """
-        check_attachable(objects, rng=rng)
-        with self._session.lock:
-            self._current.attached.update(objects)
-            if rng is not None:
-                self._current.rng = rng
+        self._session.attach(objects, rng=rng)
 
     # ------------------------------------------------------------------ commit
 
+    @overload
+    def commit(self, *, wait: Literal[True] = True, **about: Unpack[About]) -> Snapshot: ...
+    @overload
+    def commit(self, *, wait: Literal[False], **about: Unpack[AboutLater]) -> PendingCommit: ...
     def commit(
         self,
         *,
@@ -347,11 +323,16 @@ class ParamStoreDict:
         metrics: Mapping[str, float] | None = None,
         tags: Iterable[str] = (),
         extras: Mapping[str, object] | None = None,
-        on_conflict: str = "raise",
-    ) -> Snapshot:
+        on_conflict: OnConflict = "raise",
+        wait: bool = True,
+        max_pending: int = 2,
+        on_full: OnFull = "block",
+    ) -> Snapshot | PendingCommit:
         """Write a snapshot of the working set, its modules and attached objects.
 
-        When it returns, the snapshot survives a power cut. Only what changed is written.
+        When it returns, the snapshot survives a power cut. Only what changed is written. With
+        ``wait=False`` it returns as soon as what changed is copied: the snapshot is of this moment,
+        and durable when the handle's ``result()`` has returned.
 
         Args:
             step: Training step.
@@ -360,23 +341,61 @@ class ParamStoreDict:
             tags: Names for this snapshot; a tag that points elsewhere moves here.
             extras: Plain values by name: numbers, text, containers, tensors, arrays.
             on_conflict: ``"append"`` commits although another writer moved the scope's head.
+            wait: Whether to return only when the snapshot is durable.
+            max_pending: How many commits with ``wait=False`` may be under way, each with copies.
+            on_full: ``"block"`` waits for the oldest of them, ``"raise"`` refuses to begin.
 
         Raises:
-            ConflictError: another writer committed to the scope; nothing was written.
-            UnsupportedExtraError, UnsupportedTensorError, InvalidNameError: as the message says;
-                nothing was written.
-            ReadOnlyError, StoreClosedError, ScopeError: this store cannot commit (now).
-            StoreBusyError, StorageError: the database could not be written; try again.
+            ConflictError: another writer committed to the scope.
+            InvalidInputError: the message says what cannot be stored.
+            UsageError: it cannot commit (now): closed, read-only, in a plain state.
+            DatabaseError: the database could not be written; try again.
+            ParamStoreError: what an earlier commit with ``wait=False`` failed with.
         """
-        request = Request.checked(
-            step=step,
-            message=message,
-            metrics=metrics or {},
-            tags=tags,
-            extras=extras or {},
-            on_conflict=on_conflict,
+        request = Request.checked(step, message, metrics, tags, extras, on_conflict)
+        if wait:
+            return self._session.commit(request)
+        return self._session.commit_later(request, max_pending=max_pending, on_full=on_full)
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until every commit with ``wait=False`` is durable.
+
+        Raises:
+            TimeoutError: one is still being written after ``timeout`` seconds.
+            ParamStoreError: one failed, and nobody has been told yet.
+        """
+        self._session.settle(timeout)
+
+    def autosave(
+        self,
+        *,
+        every: int | None = None,
+        seconds: float | None = 600,
+        on_exception: bool = True,
+        on_conflict: OnConflict = "raise",
+        signals: Iterable[signal.Signals] = (signal.SIGTERM,),
+    ) -> Autosave:
+        """Commit in the background while the block trains, and once more at its end.
+
+        ``with store.autosave(every=500) as auto:``, and ``auto.step(step, elbo=loss)`` at the end
+        of each step: that is where commits are made.
+
+        Args:
+            every: Steps between two commits; None: by time only.
+            seconds: Seconds between two commits; whichever comes first.
+            on_exception: Whether an exception commits too; ``resume``, ``latest`` and ``best`` do
+                not choose that snapshot, which may be of half a step.
+            on_conflict: As for `commit`.
+            signals: What ends the run on this machine: the next step commits, and then the signal
+                does what it would have done. A second one does so at once.
+
+        Raises:
+            InvalidInputError: not a positive number, or neither steps nor seconds.
+        """
+        when = Schedule(every, seconds)
+        return Autosave(
+            self._session, when, signals, on_exception=on_exception, on_conflict=on_conflict
         )
-        return self._session.commit(request)
 
     def changed(self) -> tuple[str, ...]:
         """The names that differ from the snapshot this working set continues; writes nothing."""
@@ -391,9 +410,8 @@ class ParamStoreDict:
 
     @property
     def latest(self) -> Snapshot | None:
-        """The newest snapshot of the current scope in the database now."""
-        head = self._session.repository.head(self._session.scope_name())
-        return None if head is None else self._session.with_extras(head)
+        """The newest snapshot of the current scope in the database now, interrupted ones apart."""
+        return past.latest(self._session)
 
     def best(self, metric: str, mode: str = "max") -> Snapshot:
         """The snapshot of the current scope with the largest (``"min"``: smallest) metric.
@@ -401,8 +419,7 @@ class ParamStoreDict:
         Raises:
             SnapshotNotFoundError: no snapshot has that metric.
         """
-        session = self._session
-        return session.with_extras(session.repository.best(session.scope_name(), metric, mode))
+        return past.best(self._session, metric, mode)
 
     def log(self, scope: str | None = None, *, limit: int | None = None) -> Log:
         """The snapshots of a scope (default: the current one), newest first.
@@ -410,7 +427,7 @@ class ParamStoreDict:
         Raises:
             ScopeNotFoundError: no such scope.
         """
-        return self._session.log(scope, limit)
+        return past.log(self._session, scope, limit)
 
     def history(self, name: str, *, scope: str | None = None, limit: int | None = None) -> History:
         """The versions of one parameter in a scope, oldest first; ``limit`` keeps the newest.
@@ -418,8 +435,7 @@ class ParamStoreDict:
         Raises:
             ParamNotFoundError: no snapshot of the scope has such a parameter.
         """
-        session = self._session
-        return History(session.repository.history(session.this(scope), name, limit))
+        return past.history(self._session, name, scope, limit)
 
     def at(self, reference: Reference) -> SnapshotView:
         """Look at one snapshot; a tensor is read when it is asked for.
@@ -428,10 +444,7 @@ class ParamStoreDict:
             NotFoundError, InvalidReferenceError: no such snapshot.
             CorruptError: its catalogue has been altered.
         """
-        session = self._session
-        snapshot = session.resolve(reference)
-        manifest = session.repository.manifest(snapshot)
-        return SnapshotView(session.backend.reader, manifest, session.with_extras(snapshot))
+        return past.at(self._session, reference)
 
     def diff(self, before: Reference, after: Reference) -> Diff:
         """What was added, removed and changed between two snapshots, and by how much.
@@ -440,7 +453,7 @@ class ParamStoreDict:
             NotFoundError, InvalidReferenceError: no such snapshot.
             CorruptError: a value that has to be read is missing or altered.
         """
-        return outside_modes(compare, self.at(before), self.at(after))
+        return past.diff(self._session, before, after)
 
     def scopes(self) -> list[ScopeInfo]:
         """The scopes that have snapshots."""
@@ -452,9 +465,7 @@ class ParamStoreDict:
         Raises:
             InvalidNameError: not a tag's name, or, without ``move``, one that is taken.
         """
-        repository = self._session.writable()
-        target = self._session.scope_name() if reference is None else reference
-        repository.tag(self._session.resolve(target), name, move=move)
+        past.tag(self._session, name, reference, move=move)
 
     def untag(self, name: str, *, scope: str | None = None) -> None:
         """Remove a tag of a scope (default: the current one); the snapshot stays.
@@ -462,9 +473,9 @@ class ParamStoreDict:
         Raises:
             TagNotFoundError: no such tag.
         """
-        self._session.writable().untag(self._session.this(scope), name)
+        past.untag(self._session, name, scope)
 
-    # ------------------------------------------------------------------ going back
+    # ------------------------------------------------------------------ going back, and elsewhere
 
     def restore(
         self,
@@ -492,23 +503,26 @@ class ParamStoreDict:
         Raises:
             NotFoundError, InvalidReferenceError: no such snapshot.
             MismatchError: it does not fit what is bound or attached; nothing has been changed.
-            CorruptError: stored bytes are missing or altered; nothing has been changed.
-            RestoreInterruptedError: they vanished while live tensors were being filled.
+            CorruptError: stored bytes are missing or altered; nothing has been changed, unless it
+                is a RestoreInterruptedError: they vanished while live tensors were being filled.
         """
         return self._session.restore(reference, include, exclude, strict=strict, verify=verify)
 
-    def resume(self, *, strict: bool = True) -> Snapshot | None:
+    def resume(self, *, strict: bool = True, interrupted: bool = False) -> Snapshot | None:
         """Bring everything to the newest snapshot of the current scope; generators last.
+
+        Args:
+            strict: Whether the snapshot has to have the state of what is attached, and no other.
+            interrupted: Whether it may be one that an exception left behind.
 
         Returns:
             That snapshot; None, and nothing done, where there is none.
 
         Raises:
-            MismatchError: it does not fit what is bound or, when ``strict``, the snapshot and
-                what is attached do not match in both directions. Nothing has been changed.
+            MismatchError: it does not fit what is bound or attached; nothing has been changed.
             CorruptError: stored bytes are missing or altered; nothing has been changed.
         """
-        return self._session.resume(strict=strict)
+        return self._session.resume(strict=strict, interrupted=interrupted)
 
     def fork(self, name: str) -> None:
         """Let this working set continue in a new scope; its first commit there keeps the parent.
@@ -528,48 +542,42 @@ class ParamStoreDict:
         """
         self._session.rename(old, new)
 
-    # ------------------------------------------------------------------ scopes
-
-    def scope(
-        self, state: State = None, *, commit: bool = True
-    ) -> AbstractContextManager[StateDict]:
+    def scope(self, state: State = None, *, commit: bool = True) -> Visit:
         """Enter another scope and yield its state; on leaving, the outer one is back, unchanged.
 
-        A name enters the scope of that name: its latest snapshot the first time, the same tensors
-        later. Without a name, on a database, the scope names itself. What was yielded enters that
-        scope again; a plain state is entered in memory, as in Pyro, and so is everything unnamed
-        on a store without a database.
-
         Args:
-            state: A name, or a state.
+            state: A name: that scope, its latest snapshot the first time, the same tensors later.
+                None: a scope that names itself; in memory on a store without a database. What was
+                yielded: the same scope again. A plain state: in memory, as in Pyro.
             commit: Whether leaving commits what changed; an exception never does.
 
         Raises:
             ScopeError: the scope is active, or another thread is inside one.
             InvalidInputError: not a state, or one that cannot be written to.
         """
-        return self._session.scope(state, commit=commit, show=self._use)
-
-    # ------------------------------------------------------------------ life
+        return Visit(self._session, state, self._use, commit=commit)
 
     def load_all(self) -> None:
         """Read every parameter that has not been read yet."""
         self._current.params.load()
 
     def close(self) -> None:
-        """Release the database; what is in memory stays usable. Does not commit."""
+        """Finish pending commits and release the database; does not commit, and keeps the tensors.
+
+        Raises:
+            ParamStoreError: a commit failed in the background, and nobody has been told yet.
+        """
         self._session.close()
 
     def __enter__(self) -> ParamStoreDict:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except ParamStoreError:
+            if kind is None:  # else it must not hide what ended the block; it has been logged
+                raise
 
     def __repr__(self) -> str:
         what = f"{self._session.where()}: {len(self)} parameters, scope {self._current.scope!r}"
@@ -590,8 +598,3 @@ class ParamStoreDict:
         tensor = values.to_trained(name, value, constraint, inverse, validate=self._validate)
         with self._session.lock:
             self._current.put(name, tensor, constraint)
-
-
-def _deprecated(method: str, instead: str) -> None:
-    message = f"{method}() is deprecated; use {instead} instead"
-    warnings.warn(message, DeprecationWarning, stacklevel=3)

@@ -51,6 +51,7 @@ __all__ = [
     "shares_memory",
     "torch_dtype",
     "unfillable",
+    "view",
 ]
 
 if sys.byteorder != "little":
@@ -119,6 +120,11 @@ def encode(tensor: Tensor, *, name: str) -> Encoded:
         UnsupportedTensorError: a sparse, quantised, nested, meta, fake, sharded or other wrapped
             tensor, or a dtype without a stored form.
     """
+    return view(tensor) or _encode_odd(tensor, name)
+
+
+def view(tensor: Tensor) -> Encoded | None:
+    """Encode a tensor whose memory can be read as it is; None where that would take a copy."""
     # A commit encodes every parameter, so the common case asks as little as it can (each question
     # to a tensor costs 50 ns) and everything odd, exceptions included, goes the long way.
     if type(tensor) in _PLAIN and tensor.layout is _STRIDED and tensor.is_contiguous():
@@ -127,7 +133,7 @@ def encode(tensor: Tensor, *, name: str) -> Encoded:
             pointer = _pointer(tensor)
             if pointer:
                 return Encoded(layout(dtype, tensor.shape), _memory(tensor, pointer), tensor)
-    return _encode_odd(tensor, name)
+    return None
 
 
 def _memory(tensor: Tensor, pointer: int) -> memoryview:

@@ -98,6 +98,15 @@ class Item(NamedTuple):
     tensor: Tensor
     spec: Spec
     transform: Transform | None
+    requires_grad: bool
+
+    def is_described_by(self, entry: Entry) -> bool:
+        """Whether a stored value is one of the same kind; its bytes are not looked at."""
+        return (
+            entry.kind == self.kind
+            and entry.requires_grad == self.requires_grad
+            and entry.spec == self.spec.text
+        )
 
 
 class WorkingSet:
@@ -201,6 +210,10 @@ class WorkingSet:
         parent = self.parent_entries.get(entry.name)
         return parent if parent is not None and parent.line == entry.line else entry
 
+    def forget_fingerprints(self) -> None:
+        """Let the next commit look at all bytes anew."""
+        self.stored = {n: s._replace(fingerprint=None) for n, s in self.stored.items()}
+
     def clear(self) -> None:
         """Empty the tables; attached objects stay, and so does what is known of stored bytes."""
         dict.clear(self.params)
@@ -279,9 +292,11 @@ class WorkingSet:
             plain = type(tensor) is Tensor or not isinstance(tensor, nn.Parameter)
             kind = "tensor" if plain else "parameter"
             transform = self.transforms_of(name, constraint).forward
-            yield Item(name, kind, tensor, self.spec(constraint), transform)
+            spec = self.spec(constraint)
+            yield Item(name, kind, tensor, spec, transform, tensor.requires_grad)
         for name, tensor in self.buffers().items():
-            yield Item(name, BUFFER, tensor, self.spec(constraints.real), None)
+            spec = self.spec(constraints.real)
+            yield Item(name, BUFFER, tensor, spec, None, tensor.requires_grad)
 
     def carried(self, live: Mapping[str, object]) -> dict[str, Entry]:
         """What goes into the next snapshot as it is: unread names, buffers without a module."""

@@ -11,9 +11,9 @@ from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from paramstore import extras
-from paramstore.attached import capture_all
+from paramstore.capture import Capture
 from paramstore.db.repository import Draft, Entry, NewEntry, StaleEntries
+from paramstore.errors import StorageError
 from paramstore.jobs import (
     Job,
     batched,
@@ -38,43 +38,31 @@ TRANSACTION_BYTES: Final = 512 << 20
 class _Snapshotting:
     """The state of one commit: what is kept, what changed, what has been written."""
 
-    def __init__(self, working_set: WorkingSet, request: Request, forced: frozenset[str]) -> None:
+    def __init__(self, working_set: WorkingSet, capture: Capture, forced: frozenset[str]) -> None:
         self.working_set = working_set
-        self.request = request
+        self.capture = capture
         self.forced = forced
         """Names that are written although they did not change: their rows are gone."""
-        self.live = {item.name: item for item in working_set.items()}
-        carried = working_set.carried(self.live).items()
-        self.carried = {name: working_set.as_in_parent(entry) for name, entry in carried}
-        self.kept: dict[str, Entry] = {}
-        self.fingerprints: dict[str, bytes] = {}
+        self.carried = {n: working_set.as_in_parent(e) for n, e in capture.carried.items()}
+        known = capture.unchanged.items()
+        self.kept = {name: working_set.as_in_parent(stored.entry) for name, stored in known}
+        self.fingerprints = {name: stored.fingerprint for name, stored in known}
         self.jobs: list[Job] = []
         self.committed = 0
         """How many of them were written by transactions that have ended."""
-        self.encoder = extras.Encoder()
-        self.skeletons = self._skeletons()
-        """Those of attached states first, so that extras do not move their tensors."""
         self.extra_blobs: dict[int, tuple[int, bytes]] = {}
-
-    def _skeletons(self) -> list[tuple[str, str, str]]:
-        states = capture_all(self.working_set.attached, rng=self.working_set.rng)
-        return [
-            ("state", name, self.encoder.encode(value, f"attached {name!r}"))
-            for name, value in states.items()
-        ] + [
-            ("extra", name, self.encoder.encode(value, f"extras[{name!r}]"))
-            for name, value in self.request.extras.items()
-        ]
 
     # -- what changed --------------------------------------------------------------
 
     def changed(self) -> Iterator[Job]:
-        """Look at every live tensor and yield those whose bytes or description differ."""
-        ws = self.working_set
-        for name, item in self.live.items():
+        """Look at every tensor and yield those whose bytes or description differ."""
+        ws, known = self.working_set, self.capture.unchanged
+        for name, item in self.capture.items.items():
+            if name in known:
+                continue
             job = Job(name, item.tensor, item)
             entry = None if name in self.forced else _holding(job, name, ws)
-            if entry is not None and _describes(entry, item):
+            if entry is not None and item.is_described_by(entry):
                 self.kept[name] = ws.as_in_parent(entry)
                 self.fingerprints[name] = job.fingerprint()
             else:
@@ -82,7 +70,7 @@ class _Snapshotting:
 
     def changed_extras(self) -> Iterator[Job]:
         """Yield the tensors of the extras that the last snapshot did not hold."""
-        for seq, tensor in enumerate(self.encoder.tensors):
+        for seq, tensor in enumerate(self.capture.tensors):
             job = Job(f"tensor {seq} of the extras", tensor, seq=seq)
             known = None if self.forced else self.working_set.extra_blobs.get(job.content())
             if known is None:
@@ -98,12 +86,12 @@ class _Snapshotting:
         parent = self.working_set.parent_entries
         entries = {**self.carried, **self.kept}
         names = {name for name, entry in entries.items() if parent.get(name) is not entry}
-        return names | (parent.keys() - self.live.keys() - self.carried.keys())
+        return names | (parent.keys() - self.capture.items.keys() - self.carried.keys())
 
     def states_changed(self, jobs: Iterable[Job]) -> bool:
         """Whether attached objects have another state than in the parent."""
         ws = self.working_set
-        if {name: text for _, name, text in self.skeletons} != ws.parent_states:
+        if {name: text for _, name, text in self.capture.skeletons} != ws.parent_states:
             return True
         digests = {seq: digest for seq, (_, digest) in self.extra_blobs.items()}
         digests |= {job.seq: job.digest for job in jobs}
@@ -118,7 +106,7 @@ class _Snapshotting:
                 self.extra_blobs[job.seq] = (job.blob_id, job.digest)
         entries: dict[str, Entry | NewEntry] = {**self.carried, **self.kept}
         entries |= {job.name: self._entry(job, job.item, tx) for job in self.jobs if job.item}
-        ws, request = self.working_set, self.request
+        ws, request = self.working_set, self.capture.request
         assert ws.scope is not None
         return Draft(
             scope=ws.scope,
@@ -127,10 +115,11 @@ class _Snapshotting:
             parent_id=ws.parent.id if ws.parent else None,
             step=request.step,
             message=request.message,
+            kind=request.kind,
             metrics=request.metrics,
             tags=request.tags,
             entries=entries,
-            extras=self.skeletons,
+            extras=self.capture.skeletons,
             extra_blobs=[self.extra_blobs[seq] for seq in range(len(self.extra_blobs))],
             blobs_written={job.blob_id: job for job in self.jobs[: self.committed]},
         )
@@ -158,7 +147,8 @@ class _Snapshotting:
         current = {blob_id for blob_id, _ in self.extra_blobs.values()}
         kept = {key: known for key, known in ws.extra_blobs.items() if known[0] in current}
         ws.extra_blobs = kept | fresh
-        ws.parent_states = {name: text for kind, name, text in self.skeletons if kind == "state"}
+        skeletons = self.capture.skeletons
+        ws.parent_states = {name: text for kind, name, text in skeletons if kind == "state"}
         ws.parent_digests = [self.extra_blobs[seq][1] for seq in range(len(self.extra_blobs))]
 
 
@@ -177,43 +167,53 @@ class Writer:
         self._statistics = statistics
 
     def commit(
-        self, working_set: WorkingSet, request: Request, *, only_changes: bool = False
+        self, working_set: WorkingSet, capture: Capture, *, only_changes: bool = False
     ) -> Snapshot | None:
         """Write a snapshot; with ``only_changes`` None and nothing written where nothing changed.
+
+        What was captured in copies is written on the calling thread alone, because a training that
+        must not be slowed down goes on beside it.
 
         Raises:
             ConflictError: somebody else committed to the scope.
             UnsupportedTensorError, UnsupportedExtraError: something has no stored form.
             StoreBusyError, StorageError: the database could not be written.
         """
-        with _without_collector():
-            return self._retried(working_set, request, only_changes=only_changes)
+        with nullcontext() if capture.is_copied else _without_collector():
+            return self._retried(working_set, capture, only_changes=only_changes)
 
     def _retried(
-        self, working_set: WorkingSet, request: Request, *, only_changes: bool
+        self, working_set: WorkingSet, capture: Capture, *, only_changes: bool
     ) -> Snapshot | None:
         # A function of its own, so that all jobs are gone when the collector is back.
         forced: frozenset[str] = frozenset()
         while True:
-            task = _Snapshotting(working_set, request, forced)
+            task = _Snapshotting(working_set, capture, forced)
             try:
                 return self._commit(task, only_changes=only_changes)
             except StaleEntries as stale:
                 # Another process thinned the history that this working set continues.
                 if forced:
                     raise
-                forced = frozenset(task.live) | frozenset(stale.names)
+                if capture.unchanged:  # not copied, and the live tensors may have moved on
+                    working_set.forget_fingerprints()
+                    raise StorageError(
+                        "another process has expired the history that this store continues, and "
+                        "with it values that had not changed; commit again, which writes them anew"
+                    ) from stale
+                forced = frozenset(capture.items) | frozenset(stale.names)
 
     def changed(self, working_set: WorkingSet) -> list[str]:
         """The names whose content is not that of the snapshot the working set continues."""
-        task = _Snapshotting(working_set, Request(), frozenset())
+        task = _Snapshotting(working_set, Capture.of(working_set, Request()), frozenset())
         names = {job.item.name for job in task.changed() if job.item}
         return sorted(names | task.moved())
 
     def _commit(self, task: _Snapshotting, *, only_changes: bool) -> Snapshot | None:
         source = self._batches(task)
-        every = [*(item.tensor for item in task.live.values()), *task.encoder.tensors]
-        threaded = pays_for_a_thread(every)
+        capture = task.capture
+        every = [*(item.tensor for item in capture.items.values()), *capture.tensors]
+        threaded = not capture.is_copied and pays_for_a_thread(every)
         with ahead(source, _copied, COPIED_BYTES) if threaded else nullcontext(source) as batches:
             first = next(batches, None) or []
             if only_changes and not any(job.item for job in first) and not task.moved():
@@ -239,7 +239,7 @@ class Writer:
         assert scope is not None
         while True:
             with self._repository.write() as tx:
-                if not task.request.append:
+                if not task.capture.request.append:
                     tx.check_head(scope, head.version if head else 0)
                 if _put(tx, task, batches):
                     snapshot, new = tx.append(task.draft(tx))
@@ -272,14 +272,6 @@ def _holding(job: Job, name: str, ws: WorkingSet) -> Entry | None:
         if parent is entry:
             return None
     return parent if parent is not None and parent.digest == job.hash() else None
-
-
-def _describes(entry: Entry, item: Item) -> bool:
-    return (
-        entry.kind == item.kind
-        and entry.requires_grad == item.tensor.requires_grad
-        and entry.spec == item.spec.text
-    )
 
 
 def _copied(batch: list[Job]) -> int:

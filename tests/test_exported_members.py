@@ -26,12 +26,14 @@ FUNCTIONS = {
     "user_param_name",
 }
 CLASSES = {
+    "Autosave",
     "Change",
     "Diff",
     "History",
     "Log",
     "ParamStoreDict",
     "ParamVersion",
+    "PendingCommit",
     "ScopeInfo",
     "Snapshot",
     "SnapshotView",

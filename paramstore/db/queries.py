@@ -37,7 +37,7 @@ from paramstore.errors import (
     TagNotFoundError,
 )
 from paramstore.refs import Ref, check_param_name, check_scope_name, suggest
-from paramstore.snapshot import ParamVersion, ScopeInfo, Snapshot, Statistics
+from paramstore.snapshot import INTERRUPTED, ParamVersion, ScopeInfo, Snapshot, Statistics
 
 _ALL: Final = 2**63 - 1  # as LIMIT: both dialects take it, and only SQLite takes -1
 
@@ -60,14 +60,17 @@ _OF_SCOPE = _SNAPSHOTS.where(scopes.c.name == bindparam("scope")).order_by(
 _LOG = _OF_SCOPE.limit(bindparam("limit"))
 _HEAD = _OF_SCOPE.where(snapshots.c.version == scopes.c.head_version)
 _BY_VERSION = _OF_SCOPE.where(snapshots.c.version == bindparam("version"))
-_BY_STEP = _OF_SCOPE.where(snapshots.c.step == bindparam("step")).limit(1)
+# What an exception left behind may be half a step: only its version, or a tag, leads there.
+_WHOLE = snapshots.c.kind != INTERRUPTED
+_LATEST = _OF_SCOPE.where(_WHOLE).limit(1)
+_BY_STEP = _OF_SCOPE.where(snapshots.c.step == bindparam("step"), _WHOLE).limit(1)
 _BY_TAG = _OF_SCOPE.join(
     tags, (tags.c.scope_id == scopes.c.id) & (tags.c.snapshot_id == snapshots.c.id)
 ).where(tags.c.name == bindparam("tag"))
 _BY_METRIC = (
     _SNAPSHOTS.join(metrics, metrics.c.snapshot_id == snapshots.c.id)
     .where(scopes.c.name == bindparam("scope"), metrics.c.name == bindparam("metric"))
-    .where(metrics.c.value.is_not(None))
+    .where(metrics.c.value.is_not(None), _WHOLE)
     .limit(1)
 )
 _BEST = {
@@ -138,6 +141,11 @@ def head(database: Database, scope: str) -> Snapshot | None:
     return _first(database, _HEAD, scope=check_scope_name(scope))
 
 
+def latest(database: Database, scope: str) -> Snapshot | None:
+    """Return the newest snapshot of a scope that no exception left behind; None without one."""
+    return _first(database, _LATEST, scope=check_scope_name(scope))
+
+
 def log(database: Database, scope: str, limit: int | None) -> list[Snapshot]:
     """Return the snapshots of a scope, newest first.
 
@@ -187,7 +195,7 @@ def resolve(database: Database, ref: Ref, scope: str) -> Snapshot:
     elif ref.step is not None:
         found = _first(database, _BY_STEP, scope=name, step=ref.step)
     else:
-        found = head(database, name)
+        found = latest(database, name)
     if found is None:
         _check_scope(database, name, current=scope)
         raise _nothing_there(database, ref, name)
@@ -339,7 +347,12 @@ def _nothing_there(
             f"scope {scope!r} has no snapshot of step {ref.step}; its newest is {scope}@{newest}, "
             f"store.log() lists them"
         )
-    gone = ref.version is not None and ref.version <= newest
+    if ref.version is None:
+        return SnapshotNotFoundError(
+            f"scope {scope!r} has only what exceptions left behind; its newest is "
+            f"{scope}@{newest}, name it by its version"
+        )
+    gone = ref.version <= newest
     why = "it has been expired" if gone else f"its newest is {scope}@{newest}"
     return SnapshotNotFoundError(f"there is no snapshot {scope}@{ref.version}: {why}")
 

@@ -118,6 +118,10 @@ class Repository:
         """Return the newest snapshot of a scope; None where there is none."""
         return queries.head(self.database, scope)
 
+    def latest(self, scope: str) -> Snapshot | None:
+        """Return the newest snapshot of a scope that an exception did not leave behind."""
+        return queries.latest(self.database, scope)
+
     def head_version(self, scope: str) -> int:
         """Return the version of the newest snapshot of a scope; 0 where there is none."""
         return queries.head_version(self.database, scope)

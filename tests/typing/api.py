@@ -15,11 +15,13 @@ from torch.distributions.constraints import Constraint
 
 import paramstore
 from paramstore import (
+    Autosave,
     Diff,
     History,
     Log,
     ParamStoreDict,
     ParamVersion,
+    PendingCommit,
     ScopeInfo,
     Snapshot,
     SnapshotView,
@@ -79,8 +81,14 @@ def training(store: ParamStoreDict, net: nn.Module, optim: torch.optim.Optimizer
     when: datetime = snapshot.created_at
     metrics: Mapping[str, float] = snapshot.metrics
     reference: str = snapshot.ref
-    store.commit(1)  # type: ignore[call-arg]  # the step is keyword-only
-    del bound, last, step, when, metrics, reference
+    store.commit(1)  # type: ignore[call-overload]  # the step is keyword-only
+    pending: PendingCommit = store.commit(step=2, wait=False, max_pending=1, on_full="raise")
+    snapshot = pending.result(timeout=1.0)
+    auto: Autosave
+    with store.autosave(every=500, seconds=600, on_conflict="append") as auto:
+        begun: PendingCommit | None = auto.step(3, loss=torch.zeros(()), elbo=-1.0)
+    store.flush(timeout=1)
+    del bound, last, step, when, metrics, reference, begun
 
 
 def looking_back(store: ParamStoreDict) -> None:

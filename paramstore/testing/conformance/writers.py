@@ -95,7 +95,7 @@ class WritersConformance:
         store = make_store()
         store["x"] = torch.zeros(())
         with pytest.raises(ValueError, match="'append'"):
-            store.commit(on_conflict="overwrite")
+            store.commit(on_conflict="overwrite")  # type: ignore[call-overload]
         assert not store.log()
 
     def test_writers_of_different_scopes_never_conflict(self, make_store: MakeStore) -> None:

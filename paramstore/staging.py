@@ -1,0 +1,119 @@
+"""Copies of tensors, taken in one go into memory that is kept and filled again.
+
+The first copy into fresh pages takes 5 to 30 times as long as one into pages used before. Must
+never hand out a copy that is still being made, and never look at what it copies.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from paramstore.header import DTYPES, NAMES
+from paramstore.tensors import check_storable, copy_into
+
+_PLAIN: Final = (Tensor, torch.nn.Parameter)
+_WITHOUT_COPY: Final = DTYPES["F4"]
+"""A dtype that ``copy_`` does not know."""
+
+
+class Staging:
+    """Memory for the copies of pending commits.
+
+    **Threads**: one copies; any may release.
+
+    **Ownership**: keeps the memory of released copies for the next ones, as many as were ever held
+    at once. A tensor that the next copy in that memory does not have gives its part up.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[Copies] = []
+        self._all: list[Copies] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory for copies, in use or kept."""
+        with self._lock:
+            return sum(copies.nbytes for copies in self._all)
+
+    def copy(self, sources: Mapping[Any, Tensor]) -> Copies:
+        """Copy tensors of any device and strides; all copies are whole when it returns.
+
+        Args:
+            sources: Tensors by keys; the memory of a key is used again where dtype and shape fit.
+
+        Raises:
+            UnsupportedTensorError: a tensor without a stored form, named by its key.
+        """
+        with self._lock:
+            if not self._free:
+                self._free.append(Copies())
+                self._all += self._free
+            copies = self._free.pop()
+        try:
+            copies.fill(sources)
+        except BaseException:
+            self.release(copies)
+            raise
+        return copies
+
+    def release(self, copies: Copies) -> None:
+        """Take memory back; nothing may read those copies any more."""
+        with self._lock:
+            self._free.append(copies)
+
+
+class Copies:
+    """Copies of tensors: contiguous, on the CPU, without a gradient."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[Any, Tensor] = {}
+        """By the key of what they are copies of."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def fill(self, sources: Mapping[Any, Tensor]) -> None:
+        """Replace all copies."""
+        kept = self.tensors
+        self.tensors = {key: _slot(kept.get(key), key, t) for key, t in sources.items()}
+        pairs = list(zip(self.tensors.values(), sources.values(), strict=True))
+        plain = [pair for pair in pairs if pair[0].dtype != _WITHOUT_COPY]
+        with torch.no_grad():
+            if plain:
+                slots, tensors = map(list, zip(*plain, strict=True))
+                torch._foreach_copy_(slots, tensors, non_blocking=True)
+            for slot, tensor in pairs if len(plain) < len(pairs) else ():
+                if slot.dtype == _WITHOUT_COPY:
+                    copy_into(slot, tensor)
+            for device in {tensor.device for tensor in sources.values() if tensor.is_cuda}:
+                torch.cuda.current_stream(device).synchronize()
+
+
+def _slot(kept: Tensor | None, key: object, source: Tensor) -> Tensor:
+    """Find memory for a copy."""
+    if not _is_dense(source):
+        check_storable(source, repr(key))
+    if kept is not None and kept.dtype == source.dtype and kept.shape == source.shape:
+        return kept
+    # Pinned, or the copies from a GPU would be made one after the other.
+    return torch.empty(source.shape, dtype=source.dtype, device="cpu", pin_memory=source.is_cuda)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Tell of most tensors that there is no need for the many questions of `check_storable`."""
+    return bool(
+        type(tensor) in _PLAIN
+        and tensor.layout is torch.strided
+        and tensor.dtype in NAMES
+        and (tensor.is_cpu or tensor.is_cuda)
+        and not tensor.is_nested
+        and (tensor.data_ptr() or not tensor.numel())
+    )
