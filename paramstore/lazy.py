@@ -51,6 +51,14 @@ class Params(dict[str, Tensor]):
         for name in names:
             _put(self, name, UNREAD)
 
+    def replace(self, pairs: Iterable[tuple[str, Tensor]]) -> None:
+        """Hold ``pairs`` and nothing else, in their order; placeholders among them are unread."""
+        held = dict(pairs)
+        dict.clear(self)
+        dict.update(self, held)
+        self.expect(())  # it may have been found read while it was empty, or before
+        self.unread()
+
     def is_unread(self, name: str) -> bool:
         """Whether ``name`` is held and has not been read."""
         return _find(self, name) is UNREAD

@@ -191,9 +191,7 @@ class WorkingSet:
         if old in self.params:
             value = dict.__getitem__(self.params, old)
             # At its old place: whoever makes an optimiser of named_parameters() counts on it.
-            pairs = [(new if n == old else n, v) for n, v in dict.items(self.params)]
-            dict.clear(self.params)
-            dict.update(self.params, pairs)
+            self.params.replace((new if n == old else n, v) for n, v in dict.items(self.params))
             self.constraints[new] = self.constraints.pop(old)
             self.transforms.pop(old, None)
             if value is not UNREAD and self.names.get(value) == old:

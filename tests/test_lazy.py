@@ -85,3 +85,19 @@ def test_tables_are_compared_by_what_is_in_them() -> None:
     table.expect([])
     assert table == plain
     assert table != {}
+
+
+def test_placeholders_that_are_put_back_into_a_table_that_was_read_are_unread() -> None:
+    table, read = half_read()
+    before = list(dict.items(table))
+    table.load()
+    table.replace(before)
+    assert table.unread() == ["a", "bb"]
+    assert UNREAD not in table.values()
+    assert read == ["a", "bb"] * 2
+
+
+def test_a_table_that_is_given_other_tensors_only_is_plain_dict() -> None:
+    table, _ = half_read()
+    table.replace([("b", torch.ones(1)), ("a", torch.zeros(1))])
+    assert (list(table), table.any_unread) == (["b", "a"], False)

@@ -434,6 +434,24 @@ def test_a_step_that_fails_leaves_everything_as_it_was(
     store.close()
 
 
+def test_what_was_unread_is_unread_again_although_a_failed_install_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = both(tmp_path / "run.db")
+
+    def read_and_fail(*_: object) -> None:
+        store.load_all()
+        raise BrokenError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(carrying, "take_values", read_and_fail)
+        with pytest.raises(BrokenError):
+            install(store, prefer="pyro")
+    assert store._params.unread()
+    assert all(isinstance(value, Tensor) for _, value in store.named_parameters())
+    store.close()
+
+
 @pytest.mark.parametrize("number", range(1, 5))
 def test_an_uninstall_that_fails_leaves_the_store_installed(
     store: ParamStoreDict, number: int, monkeypatch: pytest.MonkeyPatch

@@ -145,14 +145,16 @@ def _same(one: Tensor | Entry, other: Tensor | Entry) -> bool:
 
 def _undoing(ws: WorkingSet, changed: list[Tensor]) -> Callable[[], None]:
     """Remember the tables and the values of tensors; return what puts them back."""
-    tables: list[dict[Any, Any]] = [ws.params, ws.names, ws.constraints, ws.transforms, ws.stored]
-    contents = [dict(dict.items(table)) for table in tables]
+    tables: list[dict[Any, Any]] = [ws.names, ws.constraints, ws.transforms, ws.stored]
+    contents = [dict(table) for table in tables]
+    params = list(dict.items(ws.params))  # as they are: nothing is read for this
     kept = [(tensor, tensor.detach().clone(), tensor.grad) for tensor in changed]
 
     def undo() -> None:
         for table, content in zip(tables, contents, strict=True):
-            dict.clear(table)
-            dict.update(table, content)
+            table.clear()
+            table.update(content)
+        ws.params.replace(params)
         for tensor, value, grad in kept:
             tensor.detach().copy_(value)
             tensor.grad = grad
