@@ -34,7 +34,6 @@ from paramstore.visit import Visit
 from paramstore.working_set import Unconstrained, WorkingSet
 
 M = TypeVar("M", bound=nn.Module)
-
 _held = dict.__getitem__
 
 
@@ -202,7 +201,7 @@ class ParamStoreDict:
 
     def named_parameters(self) -> ItemsView[str, Tensor]:
         """The ``(name, unconstrained value)`` pairs: what is trained."""
-        return self._params.items()
+        return self._pairs if type(self._params) is Params else self._params.items()
 
     def get_all_param_names(self) -> KeysView[str]:
         """Deprecated, as in Pyro: use :meth:`keys`."""
@@ -592,6 +591,7 @@ class ParamStoreDict:
         self._param_to_name = working_set.names
         self._constraints = working_set.constraints
         self._transforms = working_set.transforms
+        self._pairs = dict.items(working_set.params)  # made once: it shows what they become
 
     def _set(self, name: str, value: Tensor, constraint: Constraint) -> None:
         inverse = self._current.transforms_of(name, constraint).inverse
