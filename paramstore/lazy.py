@@ -42,7 +42,6 @@ class Params(dict[str, Tensor]):
     """Whether a look at a value may find a placeholder."""
 
     def __init__(self, read: Callable[[Iterable[str]], None]) -> None:
-        super().__init__()
         self._read = read
 
     def expect(self, names: Iterable[str]) -> None:

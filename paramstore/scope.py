@@ -9,7 +9,8 @@ import threading
 import uuid
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Collection, MutableMapping
+from itertools import repeat
 from operator import attrgetter, is_
 from typing import Any
 
@@ -26,8 +27,8 @@ from paramstore.working_set import StateDict, WorkingSet
 State = MutableMapping[str, Any] | str | None
 """What ``scope(state)`` takes: a name, what a scope yielded, or a plain state."""
 
-_KEYS = {"params", "constraints"}
 _TENSORS = {Tensor, nn.Parameter}
+_NAMES = {str}
 _DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 _dtype = attrgetter("dtype")
 
@@ -42,7 +43,7 @@ class _Left(dict[str, Tensor]):
     __slots__ = ("constraints", "working_set")
 
     def __init__(self, working_set: WorkingSet) -> None:
-        super().__init__(working_set.params.live())
+        super().__init__(working_set.params)
         self.constraints = dict(working_set.constraints)
         self.working_set: WorkingSet | None = working_set
 
@@ -63,6 +64,9 @@ class _Left(dict[str, Tensor]):
     def __reduce__(self) -> tuple[Any, ...]:
         # torch.load(weights_only=True) takes no call of dict, and this.
         return OrderedDict, (), None, None, iter(self.items())
+
+
+_TABLES = {dict, _Left}
 
 
 class Scopes:
@@ -209,24 +213,27 @@ def _plain_working_set(state: Any) -> WorkingSet:
 
 def _is_ordinary(state: Any) -> bool:
     """Whether a state holds what nearly all of them do; what else is allowed is looked up later."""
-    if type(state) is not dict or state.keys() != _KEYS:
+    if type(state) is not dict or len(state) != 2:
         return False
-    params, specs = state["params"], state["constraints"]
-    if (
-        type(params) not in (dict, _Left)
-        or type(specs) is not dict
-        or params.keys() != specs.keys()
-    ):
+    params: Any = state.get("params")
+    specs: Any = state.get("constraints")
+    if type(params) not in _TABLES or type(specs) is not dict or params.keys() != specs.keys():
         return False
     return not params or (
-        {*map(type, params.values())} <= _TENSORS
-        and {*map(_dtype, params.values())} <= _DTYPES
-        and all(map(_is_original, {id(spec): spec for spec in specs.values()}.values()))
-        and {*map(type, params)} == {str}
+        _TENSORS.issuperset(map(type, params.values()))
+        and _DTYPES.issuperset(map(_dtype, params.values()))
+        and _are_original(specs.values())
+        and _NAMES.issuperset(map(type, params))
         and "" not in params
         and (text := "\0".join(params)).count("\0") == len(params) - 1
         and is_encodable(text)
     )
+
+
+def _are_original(specs: Collection[object]) -> bool:
+    if all(map(is_, specs, repeat(constraints.real))):
+        return True
+    return all(map(_is_original, {id(spec): spec for spec in specs}.values()))
 
 
 def _is_original(constraint: object) -> bool:

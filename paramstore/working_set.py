@@ -126,24 +126,51 @@ class WorkingSet:
         self.names: dict[Tensor, str] = {}
         self.constraints: dict[str, Constraint] = {}
         self.transforms: dict[str, Transforms] = {}
-        self.stored: dict[str, Stored] = {}
-        """Parameters and buffers by name, as of ``parent`` or of what was restored since."""
         self.modules: dict[str, nn.Module] = {}
-        self.attached: dict[str, object] = {}
-        self.rng = False
-        self.head: Snapshot | None = None
-        """The newest snapshot of the scope that this store has seen."""
-        self.parent: Snapshot | None = None
-        """The snapshot that the next commit continues."""
-        self.parent_entries: dict[str, Entry] = {}
+
+    # Made when they are first looked at: PyroModule makes working sets that need none of them, one
+    # at every forward call.
+
+    rng = False
+    """Whether the random generators are attached."""
+    head: Snapshot | None = None
+    """The newest snapshot of the scope that this store has seen."""
+    parent: Snapshot | None = None
+    """The snapshot that the next commit continues."""
+
+    @cached_property
+    def stored(self) -> dict[str, Stored]:
+        """Parameters and buffers by name, as of ``parent`` or of what was restored since."""
+        return {}
+
+    @cached_property
+    def attached(self) -> dict[str, object]:
+        """Live objects by name, whose state every commit stores."""
+        return {}
+
+    @cached_property
+    def parent_entries(self) -> dict[str, Entry]:
         """Every parameter of ``parent``."""
-        self.extra_blobs: dict[tuple[bytes, int], tuple[int, bytes]] = {}
+        return {}
+
+    @cached_property
+    def extra_blobs(self) -> dict[tuple[bytes, int], tuple[int, bytes]]:
         """Blobs of the last extras by fingerprint and size: row id and digest."""
-        self.parent_states: dict[str, str] = {}
+        return {}
+
+    @cached_property
+    def parent_states(self) -> dict[str, str]:
         """Skeletons of the attached states in ``parent``."""
-        self.parent_digests: list[bytes] = []
+        return {}
+
+    @cached_property
+    def parent_digests(self) -> list[bytes]:
         """Digests of the tensors in them, and of those in the extras behind."""
-        self._specs: dict[int, tuple[Constraint, Spec]] = {}
+        return []
+
+    @cached_property
+    def _specs(self) -> dict[int, tuple[Constraint, Spec]]:
+        return {}
 
     @cached_property
     def state(self) -> StateDict:
