@@ -5,26 +5,22 @@ Reads the working set and what is attached to it; must never change them, and wr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from paramstore import extras, tensors
-from paramstore.attached import capture_all
+from paramstore.attached import capture_all, check_places
 from paramstore.constraints import Spec, from_spec, transform_of
+from paramstore.sharing import share
 from paramstore.working_set import Item, Stored, WorkingSet
 
 if TYPE_CHECKING:
     from paramstore.db.repository import Entry
     from paramstore.request import Request
     from paramstore.staging import Copies, Staging
-
-_WORTH_A_THREAD: Final = 16 << 20
-"""Bytes from which two threads look at what may not have changed: 10 ms for 268 MB, not 19."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +55,7 @@ class Capture:
             UnsupportedExtraError, MismatchError: something has no stored form.
         """
         encoder = extras.Encoder()
+        check_places(working_set.attached, working_set)
         states = capture_all(working_set.attached, rng=working_set.rng)
         items = {item.name: item for item in working_set.items()}
         return cls(
@@ -86,12 +83,13 @@ class Capture:
         """
         unchanged = _unchanged(self.items.values(), working_set)
         changed = [item for name, item in self.items.items() if name not in unchanged]
+        frozen = [_frozen(item, working_set) for item in changed]  # may fail; nothing is held yet
         copies = staging.copy(
             {item.name: item.tensor for item in changed}
             | {("extras", seq): tensor for seq, tensor in enumerate(self.tensors)}
         )
         found = copies.tensors
-        items = {i.name: _frozen(i, found[i.name], working_set) for i in changed}
+        items = {item.name: item._replace(tensor=found[item.name]) for item in frozen}
         capture = replace(
             self,
             items={name: items.get(name, item) for name, item in self.items.items()},
@@ -102,10 +100,11 @@ class Capture:
         return capture, copies
 
 
-def _frozen(item: Item, copy: Tensor, working_set: WorkingSet) -> Item:
-    """The item with its copy, and with copies of the tensors in its constraint."""
-    item = item._replace(tensor=copy)
-    if item.transform is None or item.name in working_set.transforms:
+def _frozen(item: Item, working_set: WorkingSet) -> Item:
+    """The item with copies of the tensors in its constraint."""
+    cached = working_set.transforms.get(item.name)
+    # The cache may still have the transform of another constraint that the name had before.
+    if item.transform is None or (cached is not None and cached.forward is item.transform):
         return item  # plain numbers only
     arguments = tuple((digest, tensor.clone()) for digest, tensor in item.spec.tensors)
     constraint = from_spec(item.spec.text, dict(arguments).__getitem__)
@@ -122,7 +121,8 @@ def _unchanged(items: Iterable[Item], working_set: WorkingSet) -> dict[str, Stor
             continue
         if (seen := tensors.view(item.tensor)) is not None:
             candidates.append((item.name, stored, seen))
-    found = _fingerprints([seen for _, _, seen in candidates])
+    views = [seen for _, _, seen in candidates]
+    found = share(_fingerprints, views, sum(view.nbytes for view in views))
     return {
         name: stored
         for (name, stored, _), fingerprint in zip(candidates, found, strict=True)
@@ -130,14 +130,5 @@ def _unchanged(items: Iterable[Item], working_set: WorkingSet) -> dict[str, Stor
     }
 
 
-def _fingerprints(views: list[tensors.Encoded]) -> list[bytes]:
-    """Make them on the calling thread, and on another one where training uses several."""
-    nbytes = sum(view.nbytes for view in views)
-    if nbytes < _WORTH_A_THREAD or torch.get_num_threads() == 1:
-        return [view.fingerprint() for view in views]
-    found = [b""] * len(views)
-    with ThreadPoolExecutor(1) as pool:
-        odd = pool.submit(lambda: [view.fingerprint() for view in views[1::2]])
-        found[::2] = [view.fingerprint() for view in views[::2]]
-        found[1::2] = odd.result()
-    return found
+def _fingerprints(views: Sequence[tensors.Encoded]) -> list[bytes]:
+    return [view.fingerprint() for view in views]

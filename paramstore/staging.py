@@ -7,18 +7,21 @@ never hand out a copy that is still being made, and never look at what it copies
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from paramstore.header import DTYPES, NAMES
+from paramstore.sharing import share
 from paramstore.tensors import check_storable, copy_into
 
 _PLAIN: Final = (Tensor, torch.nn.Parameter)
 _WITHOUT_COPY: Final = DTYPES["F4"]
 """A dtype that ``copy_`` does not know."""
+_as_plain = torch._C.DisableTorchFunctionSubclass
+"""Keeps subclasses of Tensor from having a say: their bytes are copied, whatever they do."""
 
 
 class Staging:
@@ -85,16 +88,30 @@ class Copies:
         kept = self.tensors
         self.tensors = {key: _slot(kept.get(key), key, t) for key, t in sources.items()}
         pairs = list(zip(self.tensors.values(), sources.values(), strict=True))
-        plain = [pair for pair in pairs if pair[0].dtype != _WITHOUT_COPY]
-        with torch.no_grad():
-            if plain:
-                slots, tensors = map(list, zip(*plain, strict=True))
-                torch._foreach_copy_(slots, tensors, non_blocking=True)
+        plain = [pair for pair in pairs if _is_copied_with_others(pair[1])]
+        with torch.no_grad(), _as_plain():
+            if torch.get_num_threads() > 1 or any(tensor.is_cuda for _, tensor in plain):
+                _copy(plain)  # which is shared among threads by torch, or made by the GPU
+            else:
+                share(_copy, plain, self.nbytes)
             for slot, tensor in pairs if len(plain) < len(pairs) else ():
-                if slot.dtype == _WITHOUT_COPY:
+                if not _is_copied_with_others(tensor):
                     copy_into(slot, tensor)
             for device in {tensor.device for tensor in sources.values() if tensor.is_cuda}:
                 torch.cuda.current_stream(device).synchronize()
+
+
+def _copy(pairs: Sequence[tuple[Tensor, Tensor]]) -> Sequence[tuple[Tensor, Tensor]]:
+    if pairs:
+        slots, tensors = map(list, zip(*pairs, strict=True))
+        with torch.no_grad(), _as_plain():  # of each thread its own
+            torch._foreach_copy_(slots, tensors, non_blocking=True)
+    return pairs
+
+
+def _is_copied_with_others(tensor: Tensor) -> bool:
+    """Whether there is a way to wait for its copy, among many that are under way."""
+    return tensor.dtype != _WITHOUT_COPY and (tensor.is_cpu or tensor.is_cuda)
 
 
 def _slot(kept: Tensor | None, key: object, source: Tensor) -> Tensor:

@@ -73,6 +73,18 @@ def test_an_error_nobody_asked_for_is_raised_once_and_says_what_it_is_about(
     assert "the commit of step 3 failed: the disk is full" in caplog.text
 
 
+def test_errors_of_several_are_raised_at_once(background: Background) -> None:
+    for step in (3, 4):
+        submit(background, fail, f"the commit of step {step}")
+    background.wait()
+    with pytest.raises(StorageError) as caught:
+        background.raise_error()
+    assert ["step 3" in caught.value.__notes__[0], "step 4" in caught.value.__notes__[1]] == [
+        True
+    ] * 2
+    background.raise_error()
+
+
 def test_errors_that_were_reported_are_not_kept(background: Background) -> None:
     for _ in range(5):
         with pytest.raises(StorageError):
@@ -85,15 +97,6 @@ def test_closing_finishes_what_is_pending(background: Background) -> None:
     handle = submit(background, lambda: gate.wait(0.05))
     background.close()
     assert handle.done()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
-def test_the_thread_leaves_the_processor_to_training(background: Background) -> None:
-    def niceness() -> Any:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    assert submit(background, niceness).result() == 19
-    assert niceness() < 19
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

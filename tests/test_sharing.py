@@ -1,0 +1,47 @@
+"""Shared work gives what it gives on one thread, in the same order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from paramstore import sharing
+from paramstore.sharing import WORTH_IT, share
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 64])
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 100])
+def test_results_come_in_the_order_of_the_items(
+    count: int, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "_cores", lambda: cores)
+    found = share(lambda part: [item * 2 for item in part], range(count), WORTH_IT)
+    assert found == [item * 2 for item in range(count)]
+
+
+def test_little_work_stays_on_the_calling_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "_cores", lambda: 4)
+    seen = set()
+
+    def work(part: Sequence[int]) -> Sequence[int]:
+        seen.add(threading.get_ident())
+        return part
+
+    share(work, range(100), WORTH_IT - 1)
+    assert seen == {threading.get_ident()}
+    share(work, range(100), WORTH_IT)
+    assert len(seen) > 1
+
+
+def test_an_error_on_another_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "_cores", lambda: 2)
+
+    def work(part: Sequence[int]) -> Sequence[int]:
+        if 1 in part:
+            raise ZeroDivisionError
+        return part
+
+    with pytest.raises(ZeroDivisionError):
+        share(work, range(4), WORTH_IT)
