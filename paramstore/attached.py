@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paramstore.errors import InvalidInputError, MismatchError
+from paramstore.errors import InvalidInputError, MismatchError, UsageError
 
 logger = logging.getLogger("paramstore")
 
@@ -53,6 +53,34 @@ def settle(obj: Any, state: Any) -> None:
     For an integration whose state hangs on the tensors themselves, which may have been replaced
     and have lost their gradients since ``apply``.
     """
+
+
+@singledispatch
+def rename(obj: object, home: object, old: str, new: str) -> None:
+    """Follow a parameter that has another name now in ``home``, the working set.
+
+    For an integration that keeps states by the names of parameters.
+    """
+
+
+@singledispatch
+def misplaced(obj: object, home: object) -> str | None:  # noqa: ARG001 - by type
+    """Say why the state of an object cannot be stored with ``home``, and what to do; else None.
+
+    For an integration whose states go by the names of one working set.
+    """
+    return None
+
+
+def check_places(attached: Mapping[str, object], home: object) -> None:
+    """Refuse what is attached to the working set ``home`` and belongs to another one.
+
+    Raises:
+        UsageError: names the first of them.
+    """
+    for name, obj in attached.items():
+        if why := misplaced(obj, home):
+            raise UsageError(f"attached {name!r}: {why}")
 
 
 def check_attachable(objects: Mapping[str, object], *, rng: object) -> None:

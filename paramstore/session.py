@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from paramstore import binding, values
-from paramstore.attached import applied, check_attachable, check_states
+from paramstore.attached import applied, check_attachable, check_places, check_states, rename
 from paramstore.background import Background, PendingCommit
 from paramstore.capture import Capture
 from paramstore.db.engine import Database
@@ -479,6 +479,7 @@ class Session:
     ) -> None:
         """Let the working set and what is attached continue a snapshot, the generators last."""
         ws, reader, manifest = self.named(), self.backend.reader, self.repository.manifest(target)
+        check_places(ws.attached, ws)
         if strict:
             stored = [name for kind, name, _ in manifest.extras if kind == "state"]
             check_states(ws.attached, stored, rng=ws.rng, extra=extra, where=target.ref)
@@ -524,6 +525,8 @@ class Session:
             if not live:  # else it has not been committed in this scope yet
                 raise
         ws.rename(old, new)
+        for obj in ws.attached.values():
+            rename(obj, ws, old, new)
 
     def enter(self, state: Any) -> WorkingSet:
         """Make the working set that ``state`` means the current one."""

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 import paramstore
-from paramstore import InvalidInputError, MismatchError, ParamStoreDict
+from paramstore import InvalidInputError, MismatchError, ParamStoreDict, UsageError
 from paramstore.attached import capture
 from paramstore.integrations.pyro import install, resume, uninstall
 from paramstore.testing.exact import exactly_equal
@@ -363,7 +363,7 @@ def test_without_an_installed_store_its_state_has_no_names() -> None:
     store = ParamStoreDict()
     store.attach(optim=Adam({"lr": 0.1}))
     store["a"] = torch.ones(1)
-    with pytest.raises(MismatchError, match=r"'optim'.*install\(store\)"):
+    with pytest.raises(UsageError, match=r"'optim'.*install\(store\)"):
         store.commit()
 
 

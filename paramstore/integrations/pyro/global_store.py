@@ -22,6 +22,7 @@ import pyro.primitives
 
 from paramstore.errors import InvalidInputError, ParamStoreError, UsageError
 from paramstore.integrations.pyro.carrying import Prefer, carry_over, check_prefer
+from paramstore.integrations.pyro.optimisers import hand_over
 from paramstore.modes import outside_modes
 from paramstore.session import Session
 from paramstore.store import ParamStoreDict
@@ -145,23 +146,8 @@ def uninstall() -> None:
         except BaseException:
             _installed.bind()
             raise
+        hand_over(_installed.store)
         _installed = None
-
-
-def current_installation() -> Installation | None:
-    """What ``install`` returned last, unless ``uninstall`` was called since."""
-    return _installed
-
-
-def installed_store() -> ParamStoreDict:
-    """The store that Pyro uses.
-
-    Raises:
-        UsageError: none of ours.
-    """
-    if _installed is None:
-        raise UsageError("no store is installed in Pyro; call install(store) first")
-    return _installed.store
 
 
 def _check(store: object) -> None:
