@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Final, NoReturn
 
 import torch
+from blake3 import blake3
 from xxhash import xxh64_intdigest
 
 from paramstore.errors import CorruptError, UnsupportedTensorError
@@ -42,7 +43,7 @@ DTYPES: Final = {
 """safetensors' name of each dtype that can be stored, and one of our own."""
 NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 """The other way round."""
-Layout = tuple[bytes, int, str, tuple[int, ...]]
+Layout = tuple[bytes, int, blake3, str, tuple[int, ...]]
 _MAX_HEADER: Final = 1 << 16  # thousands of dimensions
 
 
@@ -74,12 +75,12 @@ def torch_dtype(name: str) -> torch.dtype:
 def layout(dtype: torch.dtype, shape: torch.Size) -> Layout:
     """Return what tensors that are alike share.
 
-    The header; as a seed for fingerprints, a 64-bit hash of it; safetensors' name of the dtype; the
-    shape.
+    The header; as a seed for fingerprints, a 64-bit hash of it; what hashes digests, the header
+    taken in; safetensors' name of the dtype; the shape.
     """
     name, sizes = NAMES[dtype], tuple(shape)
     header = _header(name, sizes)
-    return header, xxh64_intdigest(header), name, sizes
+    return header, xxh64_intdigest(header), blake3(header), name, sizes
 
 
 def _header(name: str, shape: tuple[int, ...]) -> bytes:

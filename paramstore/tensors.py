@@ -73,10 +73,10 @@ class Encoded:
     ``digest`` and ``chunks`` before the tensor is trained any further.
     """
 
-    __slots__ = ("_seed", "data", "dtype", "header", "nbytes", "owner", "shape")
+    __slots__ = ("_hasher", "_seed", "data", "dtype", "header", "nbytes", "owner", "shape")
 
     def __init__(self, layout: Layout, data: memoryview, owner: Tensor) -> None:
-        self.header, self._seed, self.dtype, self.shape = layout
+        self.header, self._seed, self._hasher, self.dtype, self.shape = layout
         """Length and JSON of the safetensors header, padded so that data is 8-byte aligned; name of
         the dtype, ``C128`` for complex128; shape of the tensor."""
         self.data = data
@@ -93,10 +93,9 @@ class Encoded:
         """
         return xxh3_128_digest(self.data, self._seed)
 
-    def digest(self, *, threads: int = 1) -> bytes:
-        """Hash header and data with BLAKE3-256 (32 bytes), on so many threads."""
-        hasher = blake3(self.header, max_threads=threads)
-        return hasher.update(self.data).digest()
+    def digest(self) -> bytes:
+        """Hash header and data with BLAKE3-256 (32 bytes)."""
+        return self._hasher.copy().update(self.data).digest()
 
     def chunks(self) -> list[memoryview]:
         """Give views of the data, ``CHUNK`` bytes each, one empty view where there is none.

@@ -168,11 +168,6 @@ def test_the_fingerprint_covers_dtype_and_shape() -> None:
     assert len(prints) == 4
 
 
-def test_the_digest_is_the_same_on_several_threads() -> None:
-    encoded = encode(torch.arange(CHUNK), name="value")
-    assert encoded.digest(threads=2) == encoded.digest()
-
-
 # -- tensors without a stored form ---------------------------------------------------------------
 
 
