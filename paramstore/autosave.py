@@ -11,11 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Real
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from paramstore.errors import InvalidInputError
+from paramstore.errors import InvalidInputError, ParamStoreError, UsageError
 from paramstore.request import Request
 from paramstore.snapshot import INTERRUPTED
 
@@ -43,8 +45,9 @@ class Schedule:
     """Seconds between two commits."""
 
     def __post_init__(self) -> None:
-        for name, value in (("every", self.every), ("seconds", self.seconds)):
-            if value is not None and not value > 0:
+        given: dict[str, object] = {"every": self.every, "seconds": self.seconds}
+        for name, value in given.items():
+            if value is not None and not (isinstance(value, Real) and float(value) > 0):
                 raise InvalidInputError(f"{name} is a positive number or None, got {value!r}")
         if self.every is None and self.seconds is None:
             raise InvalidInputError("say how often to commit: every=500 steps, or seconds=600")
@@ -98,10 +101,18 @@ class Autosave:
         self._steps = 0
         """Steps since the last commit."""
         self._since = 0.0
+        self._inside = False
+        self._handed_over = False
+        """Whether everything is saved and a signal is with whom it would have gone."""
+        self._request()  # an on_conflict that means nothing is refused now, not in an hour
 
     def __enter__(self) -> Autosave:
-        self._since = time.monotonic()
+        if self._inside:
+            raise UsageError("this autosave is active already; make another with store.autosave(…)")
         self._signals.watch()
+        self._inside = True
+        self._step, self._metrics = None, {}
+        self._count_anew()
         return self
 
     def step(self, step: int | None = None, /, **metrics: Any) -> PendingCommit | None:
@@ -116,11 +127,19 @@ class Autosave:
 
         Raises:
             ParamStoreError: this commit, or an earlier one in the background, failed.
+            UsageError: the block has not been entered, or has been left.
         """
+        if not self._inside:
+            raise UsageError(
+                "step() is called inside the block: with store.autosave(…) as auto: … auto.step(…)"
+            )
         self._step, self._metrics, self._steps = step, metrics, self._steps + 1
-        if self._signals.seen is not None:
+        self._handed_over = False
+        if self._signals.seen:
             self._save()
+            self._handed_over = True  # what it raises leaves nothing half done behind
             self._signals.let_through()
+            self._handed_over = False
         elif self._schedule.is_due(self._steps, time.monotonic() - self._since):
             pending = self._committer.commit_later(self._request())
             self._count_anew()
@@ -135,28 +154,33 @@ class Autosave:
     ) -> None:
         try:
             if kind is None:
-                self._finish()
-            elif self._on_exception:
+                self._save()
+            elif self._on_exception and not self._handed_over:
                 self._rescue()
         finally:
-            self._signals.unwatch()
-            if self._signals.seen is not None:  # it came after the last step
-                self._signals.let_through()
+            self._inside = self._handed_over = False
+            self._signals.let_through()  # those that came after the last step
 
-    def _finish(self) -> None:
+    def _save(self) -> None:
+        """Make everything until here durable, also where an earlier commit failed."""
+        try:
+            self._committer.settle()
+        except ParamStoreError:
+            self._commit()  # complete in itself; only then may that error end the run
+            raise
         if self._steps:
-            self._save()
-        self._committer.settle()  # the last step's own commit may still be pending
+            self._commit()
 
     def _rescue(self) -> None:
         """Commit what an exception left behind; never in place of that exception."""
         try:
-            self._save(kind=INTERRUPTED)
+            with suppress(ParamStoreError):  # of an earlier commit, which has been logged
+                self._committer.settle()
+            self._commit(INTERRUPTED)
         except Exception:
             logger.exception("the state in which the run was interrupted could not be committed")
 
-    def _save(self, kind: str = "commit") -> None:
-        """Commit, and wait until that is durable."""
+    def _commit(self, kind: str = "commit") -> None:
         self._committer.commit(self._request(kind))
         self._count_anew()
 
@@ -169,15 +193,21 @@ class Autosave:
 
 
 class _Signals:
-    """Remembers a signal until the training is between two steps; the second goes through."""
+    """Remembers a signal until the training is between two steps; a second lets both through."""
 
     def __init__(self, signals: Iterable[signal.Signals]) -> None:
-        self._wanted = tuple(signals)
+        if isinstance(signals, int | str):
+            raise InvalidInputError(f"signals is a list; write signals=[…], got {signals!r}")
+        self._wanted = tuple(dict.fromkeys(signals))
         self._before: dict[int, _Handler] = {}
-        self.seen: int | None = None
+        self.seen: list[int] = []
 
     def watch(self) -> None:
-        """Put a handler in place, where Python allows one and nobody else needs it."""
+        """Put a handler in place, where Python allows one and nobody else needs it.
+
+        Raises:
+            InvalidInputError: something that is no signal, or that no program may handle.
+        """
         if not self._wanted:
             return
         why = None
@@ -189,7 +219,14 @@ class _Signals:
             logger.info("autosave does not watch for signals: %s", why)
             return
         for number in self._wanted:
-            self._before[number] = signal.signal(number, self._remember)
+            try:
+                self._before[number] = signal.signal(number, self._remember)
+            except (OSError, TypeError, ValueError) as error:
+                self.unwatch()
+                raise InvalidInputError(
+                    f"signals: {number!r} cannot be waited for ({error}); give such as "
+                    f"signal.SIGTERM, or signals=() for none"
+                ) from error
 
     def unwatch(self) -> None:
         """Put the handlers back that were there before."""
@@ -199,15 +236,13 @@ class _Signals:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def let_through(self) -> None:
-        """Give the signal to whom it would have gone."""
-        number, self.seen = self.seen, None
+        """Watch no longer, and give what was seen to whom it would have gone."""
         self.unwatch()
-        assert number is not None
-        signal.raise_signal(number)
+        seen, self.seen = self.seen, []
+        for number in seen:
+            signal.raise_signal(number)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        if self.seen is None:
-            self.seen = number
-            return
-        self.seen = number
-        self.let_through()
+        self.seen.append(number)
+        if len(self.seen) > 1:
+            self.let_through()

@@ -59,4 +59,6 @@ def tag(session: Session, name: str, reference: Reference | None, *, move: bool)
 
 def untag(session: Session, name: str, scope: str | None) -> None:
     """Remove a tag of a scope."""
-    session.writable().untag(session.this(scope), name)
+    repository = session.writable()
+    session.settle()
+    repository.untag(session.this(scope), name)

@@ -211,6 +211,7 @@ class Session:
         with self.lock:
             self.background.close()
             self._closed = True
+            self._staging = Staging()
             if self._backend is not None:
                 self._backend.database.close()
         self.background.raise_error()
@@ -332,6 +333,7 @@ class Session:
     @_alone
     def bind(self, name: str, module: nn.Module, *, strict: bool) -> None:
         """Bind a module to the current working set."""
+        self.settle()  # a buffer that only the old module had is carried on as it is stored
         binding.bind(self.current, self.reader, name, module, strict=strict)
 
     def missing(self, name: str) -> ParamNotFoundError:
@@ -399,7 +401,13 @@ class Session:
         capture, copies = Capture.of(ws, request).copied(ws, self._staging)
         about = "" if request.step is None else f" of step {request.step}"
         work = partial(self._finish, ws, capture, copies)
-        return background.submit(work, f"the commit{about} to scope {ws.scope!r}", copies.nbytes)
+        try:
+            return background.submit(
+                work, f"the commit{about} to scope {ws.scope!r}", copies.nbytes
+            )
+        except UsageError:  # nothing else: the work may have begun
+            self._staging.release(copies)
+            raise
 
     def _finish(self, ws: WorkingSet, capture: Capture, copies: Copies) -> Snapshot:
         """Write a snapshot, on the background thread.
@@ -549,6 +557,7 @@ def _before_fork() -> None:
 def _after_fork_in_child() -> None:
     for session in _sessions.values():
         session.background.after_fork_in_child()
+        session._staging = Staging()  # the parent's thread may have been inside the old one
     _after_fork()
 
 

@@ -17,7 +17,7 @@ import torch
 import paramstore
 from paramstore import ParamStoreDict, autosave
 from paramstore.db.repository import Transaction
-from paramstore.errors import InvalidInputError, SnapshotNotFoundError, StorageError
+from paramstore.errors import InvalidInputError, SnapshotNotFoundError, StorageError, UsageError
 
 
 @pytest.fixture
@@ -112,13 +112,41 @@ def test_metrics_are_read_only_when_a_commit_is_due(store: ParamStoreDict) -> No
 
 @pytest.mark.parametrize(
     "options",
-    [{"every": 0}, {"every": -3}, {"seconds": 0}, {"seconds": float("nan")}, {"seconds": None}],
+    [
+        {"every": 0},
+        {"every": -3},
+        {"every": "5"},
+        {"seconds": 0},
+        {"seconds": float("nan")},
+        {"seconds": None},
+    ],
 )
 def test_a_schedule_that_means_nothing_is_refused(
     store: ParamStoreDict, options: dict[str, Any]
 ) -> None:
     with pytest.raises(InvalidInputError, match=r"positive number|how often"):
         store.autosave(**options)
+
+
+def test_a_misspelt_on_conflict_is_refused_before_the_training(store: ParamStoreDict) -> None:
+    with pytest.raises(InvalidInputError, match="on_conflict"):
+        store.autosave(on_conflict="apend")  # type: ignore[arg-type]
+
+
+def test_steps_are_counted_inside_the_block_only(store: ParamStoreDict) -> None:
+    auto = store.autosave(every=3, seconds=None, on_exception=False)
+    with pytest.raises(UsageError, match=r"with store\.autosave"):
+        auto.step(1)
+    with pytest.raises(ZeroDivisionError), auto:
+        auto.step(2)
+        auto.step(3)
+        raise ZeroDivisionError
+    with pytest.raises(UsageError, match=r"with store\.autosave"):
+        auto.step(4)
+    with auto:
+        auto.step(5)
+        assert steps(store) == []
+    assert steps(store) == [5]
 
 
 def test_another_writer_does_not_stop_a_run_that_appends(
@@ -149,6 +177,31 @@ def test_a_commit_that_failed_is_raised_at_a_later_step(
             auto.step(2)
         auto.step(3)
     assert steps(store) == [3]
+
+
+def fail_to_commit(store: ParamStoreDict, auto: Any, step: int) -> None:
+    """Let a commit in the background fail, and nobody be told."""
+
+    def refuse(*_: object) -> Any:
+        raise StorageError("the disk is full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Transaction, "append", refuse)
+        assert auto.step(step) is not None
+        store._session.background.wait()
+
+
+@pytest.mark.parametrize("more", [[], [3]])
+def test_a_commit_that_failed_does_not_keep_the_last_one_from_being_made(
+    store: ParamStoreDict, more: list[int]
+) -> None:
+    with pytest.raises(StorageError, match="full"), store.autosave(every=2, seconds=None) as auto:
+        auto.step(1)
+        fail_to_commit(store, auto, 2)
+        for step in more:
+            auto.step(step)
+    assert steps(store) == [2, *more][-1:]
+    assert store.log()[0].kind == "commit"
 
 
 # -- exceptions ----------------------------------------------------------------------------------
@@ -220,6 +273,16 @@ def test_a_rescue_that_fails_does_not_hide_the_exception(
     assert "could not be committed" in caplog.text
 
 
+def test_a_commit_that_failed_does_not_keep_an_exception_from_being_rescued(
+    store: ParamStoreDict,
+) -> None:
+    with pytest.raises(ZeroDivisionError), store.autosave(every=2, seconds=None) as auto:
+        auto.step(1)
+        fail_to_commit(store, auto, 2)
+        raise ZeroDivisionError
+    assert [(s.step, s.kind) for s in store.log()] == [(2, "interrupted")]
+
+
 # -- signals -------------------------------------------------------------------------------------
 
 SCRIPT = """
@@ -274,6 +337,84 @@ def test_handlers_are_put_back(store: ParamStoreDict) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with store.autosave(every=1):
         assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.fixture
+def got() -> Iterator[list[int]]:
+    """The signals that the program's own handlers were given."""
+    made: list[int] = []
+    numbers = (signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.signal(n, lambda number, _: made.append(number)) for n in numbers]
+    yield made
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+BOTH = (signal.SIGUSR1, signal.SIGUSR2)
+
+
+def test_no_signal_is_lost_to_another(store: ParamStoreDict, got: list[int]) -> None:
+    with store.autosave(every=9, signals=BOTH):
+        signal.raise_signal(signal.SIGUSR1)
+        assert got == []
+        signal.raise_signal(signal.SIGUSR2)
+        assert got == [*BOTH]
+
+
+def test_a_second_signal_while_the_first_is_obeyed_is_no_error(
+    store: ParamStoreDict, got: list[int]
+) -> None:
+    class Impatient:
+        def state_dict(self) -> dict[str, object]:
+            signal.raise_signal(signal.SIGUSR1)
+            return {}
+
+        def load_state_dict(self, _: object) -> None:
+            pass
+
+    with store.autosave(every=9, signals=BOTH) as auto:
+        store.attach(impatient=Impatient())
+        signal.raise_signal(signal.SIGUSR1)
+        auto.step(1)
+    assert steps(store) == [1]
+    assert got[:2] == [signal.SIGUSR1] * 2
+
+
+def test_a_handler_that_raises_leaves_no_second_snapshot(store: ParamStoreDict) -> None:
+    with pytest.raises(KeyboardInterrupt), store.autosave(every=9, signals=[signal.SIGINT]) as auto:
+        signal.raise_signal(signal.SIGINT)
+        auto.step(1)
+    assert [(s.step, s.kind) for s in store.log()] == [(1, "commit")]
+
+
+def test_an_autosave_is_entered_once_at_a_time(store: ParamStoreDict) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    auto = store.autosave(every=1)
+    with auto, pytest.raises(UsageError, match="active already"), auto:
+        pass
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM, signal.SIGKILL], ["SIGTERM"], [1000]])
+def test_what_cannot_be_waited_for_is_refused_and_changes_no_handler(
+    store: ParamStoreDict, signals: list[Any]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(InvalidInputError, match="cannot be waited for"):
+        store.autosave(signals=signals).__enter__()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_one_signal_is_no_list_of_signals(store: ParamStoreDict) -> None:
+    with pytest.raises(InvalidInputError, match="signals is a list"):
+        store.autosave(signals=signal.SIGTERM)  # type: ignore[arg-type]
+
+
+def test_a_signal_that_is_named_twice_is_put_back(store: ParamStoreDict) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with store.autosave(signals=[signal.SIGTERM, signal.SIGTERM]):
+        pass
     assert signal.getsignal(signal.SIGTERM) == before
 
 

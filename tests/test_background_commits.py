@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from paramstore.errors import (
     StorageError,
     StoreBusyError,
     UnsupportedTensorError,
+    UsageError,
 )
 
 
@@ -76,7 +78,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_no_byte_of_a_later_step_gets_into_a_snapshot() -> None:
-    store = ParamStoreDict()
+    store = ParamStoreDict(statistics=False)
     tensors = {f"p{n}": torch.zeros(1 << 4 * n) for n in range(4)}
     for name, tensor in tensors.items():
         store[name] = tensor
@@ -133,6 +135,37 @@ def test_bounds_that_move_do_not_move_in_the_snapshot(
     assert found.mean == pytest.approx(3.0)
 
 
+def test_bounds_that_took_the_place_of_a_number_do_not_move_either(
+    store: ParamStoreDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound = torch.full((2000,), 1.0)
+    store.setdefault("x", torch.full((2000,), 3.0), constraint=constraints.positive)
+    spec = {"x": constraints.greater_than(bound)}
+    store.set_state({"params": {"x": torch.zeros(2000)}, "constraints": spec})
+    with held(monkeypatch):
+        handle = store.commit(wait=False)
+        bound.fill_(100)
+    handle.result()
+    assert torch.equal(store.at(1)["x"], torch.full((2000,), 2.0))
+
+
+def test_a_buffer_that_only_the_old_module_had_is_carried_on_as_it_was_last(
+    store: ParamStoreDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = nn.BatchNorm1d(2)
+    store.module("net", old)
+    store.commit()
+    assert old.running_mean is not None
+    old.running_mean.fill_(5)
+    with held(monkeypatch) as release:
+        store.commit(wait=False)
+        threading.Timer(0.05, release).start()
+        store.module("net", nn.BatchNorm1d(2, track_running_stats=False), strict=False)
+        store.commit(wait=False)
+    store.flush()
+    assert store.at(3)["net$$$running_mean"].tolist() == [5, 5]
+
+
 def test_buffers_strided_and_tied_tensors_come_back_as_they_were(store: ParamStoreDict) -> None:
     conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     net = nn.Sequential(conv, nn.BatchNorm2d(4))
@@ -152,31 +185,36 @@ def test_buffers_strided_and_tied_tensors_come_back_as_they_were(store: ParamSto
 Step = tuple[str, bool, int]
 
 
+@pytest.fixture(scope="module")
+def two_stores() -> tuple[ParamStoreDict, ParamStoreDict]:
+    return ParamStoreDict(), ParamStoreDict()
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from(["a", "b", "c"]), st.booleans(), st.integers(0, 2)), max_size=12
     )
 )
-def test_a_run_stores_the_same_whichever_commits_wait(steps: list[Step]) -> None:
+def test_a_run_stores_the_same_whichever_commits_wait(
+    two_stores: tuple[ParamStoreDict, ParamStoreDict], steps: list[Step]
+) -> None:
     # The values are few, so that they come back. Only since_version may differ: a value that is
     # back while the commit without it is pending is known to be that of the row before.
-    stores = ParamStoreDict(":memory:"), ParamStoreDict(":memory:")
-    for name, waits, value in steps:
-        for number, store in enumerate(stores):
-            store[name] = torch.full((3,), float(value))
-            if number and not waits:
-                store.commit(step=value, wait=False)
-            else:
-                store.commit(step=value)
-    for store in stores:
-        store.flush()
-    one, other = stores
-    assert [s.step for s in one.log()] == [s.step for s in other.log()]
-    for name in one:
-        histories = [[(v.version, v.digest) for v in s.history(name)] for s in stores]
-        assert histories[0] == histories[1]
-    for store in stores:
-        store.close()
+    found = []
+    scope = f"run {uuid.uuid4()}"
+    for number, store in enumerate(two_stores):
+        with store.scope(scope, commit=False):
+            for name, waits, value in steps:
+                store[name] = torch.full((3,), float(value))
+                if number and not waits:
+                    store.commit(step=value, wait=False)
+                else:
+                    store.commit(step=value)
+            store.flush()
+            histories = {name: store.history(name) for name in store}
+            versions = {n: [(v.version, v.digest) for v in h] for n, h in histories.items()}
+            found.append(([snapshot.step for snapshot in store.log()], versions))
+    assert found[0] == found[1]
 
 
 # -- what is copied ------------------------------------------------------------------------------
@@ -231,6 +269,32 @@ def test_a_value_that_returns_while_another_commit_is_pending_is_stored(
     handle.result()
     assert [float(store.at(version)["x"][0]) for version in (1, 2, 3, 4)] == [0, 0, 1, 0]
     assert [v.version for v in store.history("x")] == [1, 3, 4]
+
+
+def test_memory_for_copies_is_freed_when_the_store_is_closed(store: ParamStoreDict) -> None:
+    store["x"] = torch.zeros(1000)
+    store.commit(wait=False)
+    store.close()
+    assert store._session._staging.nbytes == 0
+
+
+def test_a_commit_that_cannot_be_begun_keeps_no_memory(
+    store: ParamStoreDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.setdefault("x", torch.ones(10), constraint=constraints.greater_than(torch.zeros(10)))
+
+    def refuse(*_: object) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    for place in ("paramstore.capture.from_spec", "threading.Thread.start"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, refuse)
+            for _ in range(3):
+                with pytest.raises((RuntimeError, UsageError), match="can't start new thread"):
+                    store.commit(step=1, wait=False)
+    assert store._session._staging.nbytes == 40
+    store.commit(step=2, wait=False).result()
+    assert [snapshot.step for snapshot in store.log()] == [2]
 
 
 # -- the queue -----------------------------------------------------------------------------------
@@ -327,6 +391,24 @@ def test_an_error_nobody_asked_for_reaches_the_next_call(
     store.close()
 
 
+def test_closing_that_was_interrupted_can_be_done_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = paramstore.open(path)
+    store["x"] = torch.zeros(10)
+    with held(monkeypatch) as release:
+        store.commit(wait=False)
+        me = threading.get_ident()
+        threading.Timer(0.1, signal.pthread_kill, [me, signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            store.close()
+        release()
+        assert store.commit(wait=False).result().version == 2
+        store.close()
+    with paramstore.open(path) as again:
+        assert len(again.log()) == 2
+
+
 def test_leaving_the_block_by_an_exception_shows_that_exception(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,6 +459,7 @@ def test_history_that_is_gone_is_an_error_once_and_written_anew_then(
         pytest.param(lambda s: s.resume().version, 1, id="resume"),
         pytest.param(lambda s: s.changed(), (), id="changed"),
         pytest.param(lambda s: s.tag("here") or s.at("@here").snapshot.version, 1, id="tag"),
+        pytest.param(lambda s: s.untag("first") or s.log()[0].tags, (), id="untag"),
         pytest.param(lambda s: s.fork("branch") or s.commit().parent, "main@1", id="fork"),
         pytest.param(lambda s: s.rename("x", "y") or len(s.history("y")), 1, id="rename"),
         pytest.param(lambda s: s.clear() or (s.resume() and s["x"].shape[0]), 10, id="clear"),
@@ -390,7 +473,7 @@ def test_verbs_that_need_the_snapshot_wait_for_it(
 ) -> None:
     store["x"] = torch.zeros(10)
     with held(monkeypatch) as release:
-        store.commit(wait=False)
+        store.commit(wait=False, tags=["first"])
         threading.Timer(0.05, release).start()
         assert verb(store) == expected
 
@@ -486,6 +569,7 @@ def test_a_fork_in_the_middle_of_a_commit_leaves_it_to_the_parent(
         try:
             assert store._session.background.pending == []
             assert store["x"].shape == (1 << 20,)
+            assert store._session._staging.nbytes == 0  # its lock may be the parent's for ever
             os._exit(0)
         finally:
             os._exit(1)

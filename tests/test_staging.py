@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -37,6 +39,18 @@ def test_copies_have_the_bits_of_every_kind_of_tensor() -> None:
         assert copy.is_contiguous()
         assert not copy.requires_grad
         assert digest(copy) == digest(tensor), name
+
+
+def test_a_subclass_has_no_say_in_how_its_bytes_are_copied() -> None:
+    class Odd(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func: Any, *others: Any) -> Any:
+            if func is torch._foreach_copy_:
+                raise TypeError
+            return super().__torch_function__(func, *others)  # type: ignore[no-untyped-call]
+
+    tensor = torch.arange(3.0).as_subclass(Odd)
+    assert torch.equal(Staging().copy({"it": tensor}).tensors["it"], torch.arange(3.0))
 
 
 def test_copies_do_not_follow_what_happens_to_the_tensors() -> None:

@@ -32,15 +32,18 @@ class Writeback:
         self._path = path
         self._descriptor = -1
         self._unannounced = 0
+        self._found = True
+        """Whether a look for a descriptor is worth while: it asks about every one there is."""
 
     def wrote(self, nbytes: int) -> None:
         """Count what has been written, and let the disk begin when it is worth it."""
         self._unannounced += nbytes
         begin = _sync_file_range()
-        if begin is None or self._unannounced < STEP:
+        if begin is None or self._unannounced < STEP or not self._found:
             return
         self._unannounced = 0
-        if self._is_open() or self._find():
+        self._found = self._is_open() or self._find()
+        if self._found:
             # The whole file: pages that are clean or on their way already cost nothing.
             begin(self._descriptor, 0, 0, _BEGIN)
 

@@ -91,3 +91,15 @@ def test_a_descriptor_that_was_closed_meanwhile_is_looked_for_again(
     os.close(second)
     early.wrote(writeback.STEP)
     assert hints == [(True, 0, 0, 2)] * 2
+
+
+def test_a_look_that_found_nothing_is_not_repeated(
+    hints: list[Hint], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.db"
+    path.touch()
+    early = writeback.Writeback(path)
+    early.wrote(writeback.STEP)
+    with path.open():
+        early.wrote(writeback.STEP)
+    assert hints == []
