@@ -56,8 +56,9 @@ def warn_not_adopted(name: str) -> None:
     """Say that training the offered parameter will not reach the store."""
     logger.warning(
         "%r is already in the store, so the nn.Parameter offered for it is not used and its "
-        "module will not be trained through the store; bind the module with store.module(…), "
-        "which copies stored values into it",
+        "module will not be trained through the store, unless it asked pyro.module for "
+        "update_module_params=True; bind it with store.module(…), which copies stored values "
+        "into it",
         name,
     )
 

@@ -237,6 +237,16 @@ def test_inside_a_scope_of_pyros_own_store_it_is_refused(store: ParamStoreDict) 
     assert list(store) == ["outer"]
 
 
+def test_a_scope_of_pyros_own_store_that_nobody_has_entered_is_in_no_ones_way(
+    store: ParamStoreDict,
+) -> None:
+    scope = pyro_store().scope()
+    with install(store):
+        assert pyro_store() is store
+    with scope:
+        assert not isinstance(pyro_store(), ParamStoreDict)
+
+
 # -- whose values ----------------------------------------------------------------------------------
 
 

@@ -195,7 +195,7 @@ def _in_scope(own: Any) -> bool:
     scope = getattr(type(own), "scope", None)
     code = getattr(getattr(scope, "__wrapped__", None), "__code__", None)
     found = (each for each in gc.get_referrers(own) if isinstance(each, GeneratorType))
-    return any(each.gi_code is code and each.gi_frame is not None for each in found)
+    return any(each.gi_code is code and each.gi_suspended for each in found)
 
 
 def _another_pyro(what: str) -> UsageError:
