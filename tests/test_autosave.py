@@ -162,23 +162,6 @@ def test_another_writer_does_not_stop_a_run_that_appends(
     assert steps(store) == [1, 100, 2]
 
 
-def test_a_commit_that_failed_is_raised_at_a_later_step(
-    store: ParamStoreDict, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> Any:
-        raise StorageError("the disk is full")
-
-    with store.autosave(every=1, seconds=None, on_exception=False) as auto:
-        with monkeypatch.context() as patch:
-            patch.setattr(Transaction, "append", refuse)
-            auto.step(1)
-            store._session.background.wait()
-        with pytest.raises(StorageError, match="full"):
-            auto.step(2)
-        auto.step(3)
-    assert steps(store) == [3]
-
-
 def fail_to_commit(store: ParamStoreDict, auto: Any, step: int) -> None:
     """Let a commit in the background fail, and nobody be told."""
 
@@ -189,6 +172,15 @@ def fail_to_commit(store: ParamStoreDict, auto: Any, step: int) -> None:
         patch.setattr(Transaction, "append", refuse)
         assert auto.step(step) is not None
         store._session.background.wait()
+
+
+def test_a_commit_that_failed_is_raised_at_a_later_step(store: ParamStoreDict) -> None:
+    with store.autosave(every=1, seconds=None, on_exception=False) as auto:
+        fail_to_commit(store, auto, 1)
+        with pytest.raises(StorageError, match="full"):
+            auto.step(2)
+        auto.step(3)
+    assert steps(store) == [3]
 
 
 @pytest.mark.parametrize("more", [[], [3]])
