@@ -33,7 +33,7 @@ TESTS = (
 
 VARIANTS = {
     "stock": (),
-    "memory": ("--on-store",),
+    "memory": ("--on-store=:memory:",),
     "file": ("--on-store=suite.db", "--install-late"),
 }
 """Arguments of ``pyro_suite_plugin``; between them, a store is installed before Pyro's test

@@ -22,11 +22,13 @@ from paramstore import ParamStoreDict, ParamStoreError
 from paramstore.integrations.pyro import install
 from paramstore.testing.bits import bits, differences
 
+MEMORY = ":memory:"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("a store installed in Pyro")
     group.addoption("--outcomes", type=Path, required=True, help="file for the outcomes")
-    group.addoption("--on-store", nargs="?", const="", metavar="PATH", help="default: in memory")
+    group.addoption("--on-store", metavar="PATH", help=f"or {MEMORY}; default: stock Pyro")
     group.addoption("--install-late", action="store_true", help="after all imports")
 
 
@@ -44,15 +46,16 @@ class Suite:
 
     def __init__(self, path: str | None, outcomes: TextIO) -> None:
         self._path = path
-        """None for stock Pyro, empty for a store in memory."""
         self._outcomes = outcomes
         self._store: ParamStoreDict | None = None
         self._found: dict[str, Any] = {}
 
     def install(self) -> None:
-        if self._path is not None and self._store is None:
-            self._store = paramstore.open(self._path) if self._path else ParamStoreDict()
-            install(self._store)
+        if self._path is None or self._store is not None:
+            return
+        in_memory = self._path == MEMORY
+        self._store = ParamStoreDict() if in_memory else paramstore.open(self._path)
+        install(self._store)
 
     def pytest_collection_finish(self) -> None:
         self.install()
@@ -70,7 +73,7 @@ class Suite:
         pyros_store: object = pyro.get_param_store()
         if pyros_store is not store:
             return "broken: Pyro has another store"
-        return _commit(store) if self._path else "none"
+        return "none" if self._path == MEMORY else _commit(store)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         outcome = _outcome(report)
