@@ -47,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if results is not None and not options.readme:
         _write_page(results, page=_HERE if options.out is None else results)
     if results is not None and options.out is None:
-        readme.rewrite(_HERE.parent / "README.md", results)
-        say("wrote the table of README.md")
+        _write_readme(results)
     return 0
 
 
@@ -58,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="tiny sizes; writes only to --out")
     parser.add_argument("--report", action="store_true", help="only write tables and charts again")
     parser.add_argument("--readme", action="store_true", help="only write the README's table again")
-    parser.add_argument("--repetitions", type=int, help="interleaved repetitions (9; quick: 3)")
+    parser.add_argument("--repetitions", type=int, help="interleaved repetitions (9; quick: 2)")
     parser.add_argument("--folder", type=Path, help="on the disk under test (a temporary folder)")
     parser.add_argument("--out", type=Path, help="results, charts and table go here (bench/)")
     return parser
@@ -69,7 +68,7 @@ def _run(name: str, options: argparse.Namespace, results: Path | None) -> None:
     with tempfile.TemporaryDirectory(prefix="paramstore-bench-", dir=options.folder) as folder:
         settings = Settings(
             folder=Path(folder).resolve(),
-            repetitions=options.repetitions or (3 if options.quick else 9),
+            repetitions=options.repetitions or (2 if options.quick else 9),
             runs=1 if options.quick else 3,
             quick=options.quick,
         )
@@ -97,6 +96,14 @@ def _write_page(results: Path, page: Path) -> None:
     }
     (page / "RESULTS.md").write_text(report.markdown(found, drawn), encoding="utf-8")
     say(f"wrote {page.name}/RESULTS.md")
+
+
+def _write_readme(results: Path) -> None:
+    if absent := readme.missing(results):
+        say(f"left README.md as it is: no results yet of {', '.join(absent)}")
+        return
+    readme.rewrite(_HERE.parent / "README.md", results)
+    say("wrote the table of README.md")
 
 
 if __name__ == "__main__":

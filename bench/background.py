@@ -6,7 +6,6 @@ same steps to get in the way of. Must never count a step that no save was beside
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from bench.rivals.files import Torch
 from bench.states import MIB, State
 from bench.tables import Row, Table, Target
 from bench.training import Training, training
-from paramstore import ParamStoreDict
 
 COPY = "control: warm copy of the changed bytes"
 FILE = "torch.save + fsync, inline"
@@ -63,11 +61,7 @@ class Saver:
 def run(settings: Settings) -> list[Table]:
     """With one and with two threads of torch: all changed, then the head alone; then sustained."""
     tables = [table for threads in (1, 2) for table in _measure(settings, threads)]
-    return [*tables, *_sustained(settings)] if _waits() else tables
-
-
-def _waits() -> bool:
-    return "wait" in inspect.signature(ParamStoreDict.commit).parameters
+    return [*tables, *_sustained(settings)]
 
 
 def _training(settings: Settings) -> Training:
@@ -99,9 +93,8 @@ def _savers(folder: Path, state: State) -> Iterator[dict[str, Saver]]:
     with ExitStack() as stack:
         for rival in beside.values():
             stack.callback(rival.close)
-        if _waits():
-            store = stack.enter_context(subject.new_store(folder / "run.db", state))
-            savers[STORE] = Saver(save=partial(subject.commit_in_background, store, STEP))
+        store = stack.enter_context(subject.new_store(folder / "run.db", state))
+        savers[STORE] = Saver(save=lambda: store.commit(step=STEP, wait=False))
         yield savers
 
 
@@ -122,7 +115,7 @@ def _measure(settings: Settings, threads: int) -> list[Table]:
             say(f"background: {about}")
             held, lost = _samples(settings, loop, savers, names)
             tables += [_held_table(about, held, bound), _lost_table(about, lost, threads)]
-            bound = 0.7 * median(held.get(STORE, [0.0]))
+            bound = 0.7 * median(held[STORE])
     subject.empty(settings.folder)
     return tables
 
@@ -206,14 +199,13 @@ def _lost_table(about: str, lost: Samples, threads: int) -> Table:
 def _table(
     title: str, samples: Samples, control: str | None, targets: list[Target], note: str
 ) -> Table:
-    ours = STORE if STORE in samples else None
     return Table(
         title=title,
         unit="ms",
         rows=[Row(label=label, values=values) for label, values in samples.items()],
         control=control,
-        ours=ours,
-        targets=targets if ours else [],
+        ours=STORE,
+        targets=targets,
         note=note,
     )
 
@@ -233,7 +225,7 @@ def _sustained(settings: Settings) -> list[Table]:
         for step in range(commits):
             states.change(loop.state.values())
             start = perf_counter()
-            handle = subject.commit_in_background(store, step)
+            handle = store.commit(step=step, wait=False)
             loop.steps_until(handle.done, least=1)
             took.append(perf_counter() - start)
             handle.result(timeout=0)

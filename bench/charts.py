@@ -64,7 +64,7 @@ def _panel(axes: Axes, table: Table) -> None:
         axes.minorticks_off()
         axes.set_xlim(left=min(medians) / 2, right=max(medians) * 3)
     else:
-        axes.set_xlim(left=0, right=max(max(row.values) for row in table.rows) * 1.15)
+        axes.set_xlim(left=0, right=max(quartiles(row.values)[1] for row in table.rows) * 1.15)
     if table.control is not None and table.row(table.control).median > 0:
         _line(axes, table.row(table.control))
     _dress(axes, table, rows, logarithmic=logarithmic)

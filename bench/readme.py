@@ -33,13 +33,15 @@ LINES = (
 )
 
 
+def missing(results: Path) -> list[str]:
+    """Names of the benchmarks that the table needs and whose result file is not there."""
+    names = dict.fromkeys(name for _, name, _ in LINES)
+    return [name for name in names if not (results / f"{name}.json").exists()]
+
+
 def table(results: Path) -> list[str]:
-    """The lines of the table; a line whose result file is missing is left out."""
-    body = []
-    for text, name, numbers in LINES:
-        path = results / f"{name}.json"
-        if path.exists():
-            body.append(_line(text, read(path), numbers))
+    """The lines of the table."""
+    body = [_line(text, read(results / f"{name}.json"), numbers) for text, name, numbers in LINES]
     return [_cells(["ms", *COLUMNS]), "|" + "---|" * (len(COLUMNS) + 1), *body]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -36,11 +35,6 @@ def new_store(path: Path, state: Mapping[str, Tensor], **options: bool | str) ->
     store = open_store(path, **options)
     fill(store, state)
     return store
-
-
-def commit_in_background(store: ParamStoreDict, step: int) -> Any:
-    """Begin a commit; the handle has ``done()`` and ``result(timeout)``."""
-    return store.commit(step=step, wait=False)  # type: ignore[call-arg]  # asked for before: _waits
 
 
 def remove_store(path: Path) -> None:

@@ -5,6 +5,7 @@ The seconds are taken here, so that a side in another process is timed like one 
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
 from bench import states
@@ -173,7 +175,16 @@ def touch(tensor: Tensor) -> None:
 
 
 def statistics(tensor: Tensor) -> tuple[float, float, float, float, int]:
-    """What a history tells of a tensor: norm, mean, least, largest, and how many are NaN."""
-    low, high = tensor.aminmax()
-    norm, mean, nan = tensor.norm(), tensor.mean(), tensor.isnan().sum()
-    return norm.item(), mean.item(), low.item(), high.item(), int(nan.item())
+    """What a history tells of a tensor: norm, mean, least, largest, and how many are NaN.
+
+    By NumPy on this thread: torch's threads may wait for each other for longer than that takes.
+    """
+    array = tensor.detach().numpy().ravel()
+    norm = math.sqrt(float(np.dot(array, array)))
+    return (
+        norm,
+        float(array.mean()),
+        float(array.min()),
+        float(array.max()),
+        int(np.isnan(array).sum()),
+    )
