@@ -80,17 +80,19 @@ def hand_over(store: ParamStoreDict) -> None:
     """
     live = dict(store._params.live())
     for optim in _that_wait:
-        waiting: Any = optim._state_waiting_to_be_consumed
-        for name, due in waiting.of_scope.pop(store._current, {}).items():
-            waiting[name] = due.state
+        due = _due(optim, store._current)
+        for name, one in due.items():
+            optim._state_waiting_to_be_consumed[name] = one.state
             if name in live:
-                _leave_zeros(live[name], due)
+                _leave_zeros(live[name], one)
+        due.clear()
 
 
 @capture.register
 def _capture_optim(optim: PyroOptim) -> object:
     store = _installed()
-    live, waiting, due = _stepped(optim), optim._state_waiting_to_be_consumed, _due(optim)
+    live, waiting = _stepped(optim), optim._state_waiting_to_be_consumed
+    due = _due(optim, store._current)
     states = {name: state for name, state in waiting.items() if name in store}
     states |= {name: one.state for name, one in due.items() if name in store}
     states |= {name: _get_state_dict(optim.optim_objs[param]) for name, param in live.items()}
@@ -138,9 +140,7 @@ def _settle_optim(optim: PyroOptim, state: dict[str, Any]) -> None:
 
 @rename.register
 def _rename_in_optim(optim: PyroOptim, home: WorkingSet, old: str, new: str) -> None:
-    waiting = optim._state_waiting_to_be_consumed
-    due = waiting.of_scope.get(home, {}) if isinstance(waiting, _Waiting) else {}
-    for states in (due, waiting):
+    for states in (_due(optim, home), optim._state_waiting_to_be_consumed):
         if old in states:
             states[new] = dict.pop(states, old)
 
@@ -152,12 +152,10 @@ def _stepped(optim: PyroOptim) -> dict[str, Tensor]:
     return {name: p for p, name in found.items() if name is not None and p in optim.optim_objs}
 
 
-def _due(optim: PyroOptim) -> dict[str, _Due]:
-    """What waits for parameters of the current scope, and no others."""
+def _due(optim: PyroOptim, home: WorkingSet) -> dict[str, _Due]:
+    """What waits for parameters of one scope, and no others."""
     waiting = optim._state_waiting_to_be_consumed
-    if not isinstance(waiting, _Waiting):
-        return {}
-    return waiting.of_scope.get(_installed()._current, {})
+    return waiting.of_scope.get(home, {}) if isinstance(waiting, _Waiting) else {}
 
 
 def _wait(optim: PyroOptim, states: Mapping[str, Any], zero_grad: list[str]) -> None:
