@@ -93,6 +93,11 @@ def check_state(state: Any) -> tuple[dict[str, Tensor], dict[str, Constraint]]:
             f"malformed state: expected {{'params': …, 'constraints': …}} as from get_state(), "
             f"got {found}"
         )
+    for key, table in state.items():
+        if not isinstance(table, Mapping):
+            raise InvalidInputError(
+                f"malformed state: {key!r} is {type(table).__name__}, not a dictionary by name"
+            )
     for name, tensor in state["params"].items():
         check_param_name(name)
         _check(name, tensor)

@@ -213,3 +213,12 @@ def test_a_state_keeps_no_store_alive_and_no_tensor_that_it_lost() -> None:
     assert alive() is None
     assert lost() is None
     assert names_inside(ParamStoreDict(), state) == []
+
+
+@pytest.mark.parametrize("key", ["params", "constraints"])
+def test_a_state_whose_tables_are_none_is_refused_by_name(key: str) -> None:
+    store, state = ParamStoreDict(), plain("x")
+    state[key] = None
+    for verb in (store.set_state, lambda state: names_inside(store, state)):
+        with pytest.raises(InvalidInputError, match=f"'{key}' is NoneType"):
+            verb(state)

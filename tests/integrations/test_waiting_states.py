@@ -127,6 +127,24 @@ def test_what_waits_for_a_parameter_follows_it_to_another_name(
         assert values() == {"renamed": wanted}
 
 
+def test_a_state_that_was_stored_under_the_old_name_is_not_lost_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with paramstore.open(tmp_path / "run.db") as store, install(store):
+        optim = momentum()
+        store.attach(optim=optim)
+        step(optim, a=1.0)
+        store.commit()
+        store.rename("a", "renamed")
+        store.resume()
+        assert "'a' have no parameter" in caplog.text
+        caplog.clear()
+        step(optim, renamed=1.0)
+        store.commit()
+        store.resume()
+        assert not caplog.text
+
+
 def test_what_was_put_there_by_pyros_set_state_follows_too() -> None:
     optim = momentum()
     with install(ParamStoreDict()) as store:

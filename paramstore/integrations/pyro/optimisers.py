@@ -5,6 +5,7 @@ Must never file a state under the name of a parameter that another scope, or ano
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from paramstore.attached import apply, capture, misplaced, rename, settle
 from paramstore.errors import UsageError
 from paramstore.store import ParamStoreDict
 from paramstore.working_set import WorkingSet
+
+logger = logging.getLogger("paramstore")
 
 
 class _Due(NamedTuple):
@@ -129,10 +132,17 @@ def _apply_optim(optim: PyroOptim, state: dict[str, Any]) -> None:
 @settle.register
 def _settle_optim(optim: PyroOptim, state: dict[str, Any]) -> None:
     # A tensor of another shape has been replaced: the state has to wait for its successor.
-    live = dict(_installed()._params.live())
+    store = _installed()
+    live = dict(store._params.live())
     states = state["params"].items()
     later = {n: s for n, s in states if n not in live or live[n] not in optim.optim_objs}
     _wait(optim, later, state["zero_grad"])
+    if strangers := [name for name in later if name not in store]:
+        logger.warning(
+            "the optimiser's states of %s have no parameter: what was stored before store.rename "
+            "goes by the old name. These begin anew; commit right after a rename",
+            ", ".join(map(repr, strangers)),
+        )
     for name in state["zero_grad"]:
         if name in live:
             live[name].grad = torch.zeros_like(live[name])
