@@ -44,7 +44,7 @@ from paramstore.scope import Scopes
 from paramstore.snapshot import Snapshot
 from paramstore.staging import Copies, Staging
 from paramstore.working_set import WorkingSet, logger
-from paramstore.writer import Writer
+from paramstore.writer import Writer, without_collector
 
 Reference = Snapshot | int | str
 """A snapshot, a version in the current scope, or text such as ``main@warm``."""
@@ -444,8 +444,9 @@ class Session:
     def _commit(self, request: Request, *, only_changes: bool) -> Snapshot | None:
         ws = self.named()
         self.writable()
-        capture = Capture.of(ws, request)
-        snapshot = self.backend.writer.commit(ws, capture, only_changes=only_changes)
+        writer = self.backend.writer
+        with without_collector():  # nor does it look for them in what the call leaves behind
+            snapshot = writer.commit(ws, Capture.of(ws, request), only_changes=only_changes)
         if snapshot is None:
             return None
         ws.head = self.with_extras(snapshot)

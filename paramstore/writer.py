@@ -179,13 +179,6 @@ class Writer:
             UnsupportedTensorError, UnsupportedExtraError: something has no stored form.
             StoreBusyError, StorageError: the database could not be written.
         """
-        with nullcontext() if capture.is_copied else _without_collector():
-            return self._retried(working_set, capture, only_changes=only_changes)
-
-    def _retried(
-        self, working_set: WorkingSet, capture: Capture, *, only_changes: bool
-    ) -> Snapshot | None:
-        # A function of its own, so that all jobs are gone when the collector is back.
         forced: frozenset[str] = frozenset()
         while True:
             task = _Snapshotting(working_set, capture, forced)
@@ -279,7 +272,7 @@ def _copied(batch: list[Job]) -> int:
 
 
 @contextmanager
-def _without_collector() -> Iterator[None]:
+def without_collector() -> Iterator[None]:
     """Keep Python from looking for cycles: a commit of many tensors makes many objects and none.
 
     For 20,000 small tensors that search took half of the commit.
