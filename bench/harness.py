@@ -6,11 +6,12 @@ Knows nothing of what it times; must never import torch or the store.
 from __future__ import annotations
 
 import gc
-import mmap
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from time import perf_counter
 
 from bench.tables import Row
@@ -102,24 +103,27 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _warm_memory(nbytes: int) -> None:
-    """Touch as much memory as the case moves, and give it back to the kernel.
+def warm_memory(nbytes: int) -> None:
+    """Use twice the memory for a file that the case moves, and give it back to the kernel.
 
     In a virtual machine the first touch of a page makes the host find one: write + fsync of 256 MiB
     into page cache that was never used took 820 ms, into memory used before 200 ms. A peer whose
-    old file is removed reuses its memory; a file that grows does not, and would pay for that.
+    old file is removed reuses its memory; a file that grows does not, and would pay for that. A
+    file, because the kernel has larger pieces of memory for files than for processes.
     """
     if nbytes < _WARM:
         return
-    with mmap.mmap(-1, nbytes + _WARM) as memory:
-        for page in range(0, len(memory), mmap.PAGESIZE):
-            memory[page] = 1
+    piece = bytes(8 << 20)
+    with TemporaryFile() as file:
+        for _ in range(0, 2 * nbytes, len(piece)):
+            file.write(piece)
 
 
 def _time(case: Case) -> float:
     if case.before is not None:
         case.before()
-    _warm_memory(case.nbytes or 0)
+    os.sync()  # an fsync also waits for what others have left to be written on that file system
+    warm_memory(case.nbytes or 0)
     gc.collect()  # otherwise a collection of one side's garbage is charged to the other
     start = perf_counter()
     outcome = case.run()
