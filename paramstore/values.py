@@ -46,11 +46,9 @@ def to_trained(
         validate: Whether the value is checked; None follows ``torch.distributions``.
 
     Raises:
-        InvalidNameError: not a parameter's name.
         InvalidValueError: not a floating-point or complex tensor, or one that the constraint does
             not admit.
     """
-    check_param_name(name)
     _check(name, value)
     if inverse is None:
         return trainable(value)

@@ -22,6 +22,7 @@ from paramstore.errors import InvalidNameError, UnknownConstraintError
 from paramstore.lazy import UNREAD, Params
 from paramstore.modules import parameters_of
 from paramstore.names import param_with_module_name
+from paramstore.refs import check_param_name
 
 if TYPE_CHECKING:
     from torch.distributions.transforms import Transform
@@ -191,10 +192,12 @@ class WorkingSet:
         """Make ``tensor`` the unconstrained value of ``name``.
 
         Raises:
-            InvalidNameError: a buffer of a bound module has that name.
+            InvalidNameError: not a parameter's name, or that of a buffer of a bound module.
         """
-        if self.modules and name not in self.params and name in self.buffers():
-            raise InvalidNameError(f"{name!r} is a buffer of a bound module; change it there")
+        if name not in self.params:
+            check_param_name(name)
+            if self.modules and name in self.buffers():
+                raise InvalidNameError(f"{name!r} is a buffer of a bound module; change it there")
         self.forget_tensor(name)
         dict.__setitem__(self.params, name, tensor)
         self.names[tensor] = name
