@@ -237,7 +237,7 @@ def _sustained(settings: Settings) -> list[Table]:
             loop.steps_until(handle.done, least=1)
             took.append(perf_counter() - start)
             handle.result(timeout=0)
-            loop.steps_until(lambda: perf_counter() - start >= every, least=0)  # noqa: B023 - now
+            loop.steps_until(lambda: perf_counter() - start >= every, least=0)  # noqa: B023 - called here only
             memory.append(states.resident_bytes() / MIB)
     subject.remove_store(path)
     about = f"{states.nbytes_of(loop.state) / 1e6:.0f} MB, a commit every {every:g} s"

@@ -75,8 +75,8 @@ class Capture:
     def copied(self, working_set: WorkingSet, staging: Staging) -> tuple[Capture, Copies]:
         """The same, of copies, so that training may go on; and the memory of the copies.
 
-        A parameter that did not change at the last commit is looked at before it is copied: its
-        fingerprint is made at twice the speed of a copy. One that did is copied at once.
+        A parameter that did not change at the last commit is looked at before it is copied: a
+        fingerprint only reads, and takes no memory. One that did is copied at once.
 
         Raises:
             UnsupportedTensorError: a tensor without a stored form, by its name.
