@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,16 @@ def _no_store_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def path(tmp_path: Path) -> Path:
     """The path of a database that does not exist yet."""
     return tmp_path / "run.db"
+
+
+@pytest.fixture
+def stock_pyro() -> Iterator[None]:
+    """Pyro as it came, before and after each test."""
+    import pyro  # not for the tests that need none of it
+
+    from paramstore.integrations.pyro import uninstall
+
+    pyro.clear_param_store()
+    yield
+    uninstall()
+    pyro.clear_param_store()

@@ -32,13 +32,7 @@ from paramstore.integrations.pyro.global_store import _PLACES
 POSITIVE = constraints.positive
 
 
-@pytest.fixture(autouse=True)
-def stock_pyro() -> Iterator[None]:
-    """Pyro as it came, before and after each test."""
-    pyro.clear_param_store()
-    yield
-    uninstall()
-    pyro.clear_param_store()
+pytestmark = pytest.mark.usefixtures("stock_pyro")
 
 
 @pytest.fixture

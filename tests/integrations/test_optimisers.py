@@ -34,14 +34,7 @@ from paramstore.attached import capture
 from paramstore.integrations.pyro import install, resume, uninstall
 from paramstore.testing.exact import exactly_equal
 
-
-@pytest.fixture(autouse=True)
-def stock_pyro() -> Iterator[None]:
-    """Pyro as it came, before and after each test."""
-    pyro.clear_param_store()
-    yield
-    uninstall()
-    pyro.clear_param_store()
+pytestmark = pytest.mark.usefixtures("stock_pyro")
 
 
 @pytest.fixture

@@ -35,13 +35,7 @@ IMPORTED_EARLIER: Any = _PYRO_PARAM_STORE
 """What a module has that imported Pyro's store before another was installed."""
 
 
-@pytest.fixture(autouse=True)
-def stock_pyro() -> Iterator[None]:
-    """Pyro as it came, before and after each test."""
-    pyro.clear_param_store()
-    yield
-    uninstall()
-    pyro.clear_param_store()
+pytestmark = pytest.mark.usefixtures("stock_pyro")
 
 
 @pytest.fixture

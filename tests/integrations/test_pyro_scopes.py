@@ -22,20 +22,14 @@ from torch.distributions import constraints
 
 import paramstore
 from paramstore import ParamStoreDict
-from paramstore.integrations.pyro import install, uninstall
+from paramstore.integrations.pyro import install
 from paramstore.testing.exact import exactly_equal
 
 MANY = 100_000
 AVERAGE = "__baseline_avg_downstream_cost_coin"
 
 
-@pytest.fixture(autouse=True)
-def stock_pyro() -> Iterator[None]:
-    """Pyro as it came, before and after each test."""
-    pyro.clear_param_store()
-    yield
-    uninstall()
-    pyro.clear_param_store()
+pytestmark = pytest.mark.usefixtures("stock_pyro")
 
 
 # -- two models trained in turn ----------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,7 @@ from paramstore import ParamStoreDict, UsageError
 from paramstore.attached import capture
 from paramstore.integrations.pyro import install, uninstall
 
-
-@pytest.fixture(autouse=True)
-def stock_pyro() -> Iterator[None]:
-    """Pyro as it came, before and after each test."""
-    pyro.clear_param_store()
-    yield
-    uninstall()
-    pyro.clear_param_store()
+pytestmark = pytest.mark.usefixtures("stock_pyro")
 
 
 def momentum() -> PyroOptim:
