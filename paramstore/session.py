@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
@@ -89,6 +89,12 @@ class Backend:
         self.repository = Repository(database)
         self.reader = Reader(self.repository, map_location)
         self.writer = Writer(self.repository, statistics=statistics)
+
+
+class HasSession(Protocol):
+    """What a verb needs of a store. A module may define verbs, and the store's class lists them."""
+
+    _session: Session
 
 
 class Session:

@@ -20,16 +20,15 @@ from paramstore import archive, past, values
 from paramstore.autosave import Autosave, Schedule
 from paramstore.background import PendingCommit
 from paramstore.db.sqlite import Journal
-from paramstore.diff import Diff
 from paramstore.errors import MismatchError, ParamStoreError, warn_deprecated
 from paramstore.lazy import UNREAD, Params
-from paramstore.reader import MapLocation, SnapshotView
+from paramstore.reader import MapLocation
 from paramstore.refs import to_pattern
 from paramstore.request import About, AboutLater, OnConflict, OnFull, Request
 from paramstore.restore import Names
 from paramstore.scope import State
 from paramstore.session import Backend, Reference, Session
-from paramstore.snapshot import History, Log, ScopeInfo, Snapshot
+from paramstore.snapshot import Snapshot
 from paramstore.visit import Visit
 from paramstore.working_set import Unconstrained, WorkingSet
 
@@ -400,79 +399,26 @@ class ParamStoreDict:
         """The names that differ from the snapshot this working set continues; writes nothing."""
         return tuple(self._session.changed())
 
+    # ------------------------------------------------------------------ looking back
+
     @property
     def last(self) -> Snapshot | None:
         """The newest snapshot of the current scope that this store has seen."""
         return self._current.head
 
-    # ------------------------------------------------------------------ looking back
-
     @property
     def latest(self) -> Snapshot | None:
         """The newest snapshot of the current scope in the database now, interrupted ones apart."""
-        return past.latest(self._session)
+        return past.latest(self)
 
-    def best(self, metric: str, mode: str = "max") -> Snapshot:
-        """The snapshot of the current scope with the largest (``"min"``: smallest) metric.
-
-        Raises:
-            SnapshotNotFoundError: no snapshot has that metric.
-        """
-        return past.best(self._session, metric, mode)
-
-    def log(self, scope: str | None = None, *, limit: int | None = None) -> Log:
-        """The snapshots of a scope (default: the current one), newest first.
-
-        Raises:
-            ScopeNotFoundError: no such scope.
-        """
-        return past.log(self._session, scope, limit)
-
-    def history(self, name: str, *, scope: str | None = None, limit: int | None = None) -> History:
-        """The versions of one parameter in a scope, oldest first; ``limit`` keeps the newest.
-
-        Raises:
-            ParamNotFoundError: no snapshot of the scope has such a parameter.
-        """
-        return past.history(self._session, name, scope, limit)
-
-    def at(self, reference: Reference) -> SnapshotView:
-        """Look at one snapshot; a tensor is read when it is asked for.
-
-        Raises:
-            NotFoundError, InvalidReferenceError: no such snapshot.
-            CorruptError: its catalogue has been altered.
-        """
-        return past.at(self._session, reference)
-
-    def diff(self, before: Reference, after: Reference) -> Diff:
-        """What was added, removed and changed between two snapshots, and by how much.
-
-        Raises:
-            NotFoundError, InvalidReferenceError: no such snapshot.
-            CorruptError: a value that has to be read is missing or altered.
-        """
-        return past.diff(self._session, before, after)
-
-    def scopes(self) -> list[ScopeInfo]:
-        """The scopes that have snapshots."""
-        return self._session.repository.scopes()
-
-    def tag(self, name: str, reference: Reference | None = None, *, move: bool = False) -> None:
-        """Name a snapshot (default: the newest of the current scope).
-
-        Raises:
-            InvalidNameError: not a tag's name, or, without ``move``, one that is taken.
-        """
-        past.tag(self._session, name, reference, move=move)
-
-    def untag(self, name: str, *, scope: str | None = None) -> None:
-        """Remove a tag of a scope (default: the current one); the snapshot stays.
-
-        Raises:
-            TagNotFoundError: no such tag.
-        """
-        past.untag(self._session, name, scope)
+    best = past.best
+    log = past.log
+    history = past.history
+    at = past.at
+    diff = past.diff
+    scopes = past.scopes
+    tag = past.tag
+    untag = past.untag
 
     # ------------------------------------------------------------------ going back, and elsewhere
 
