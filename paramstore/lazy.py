@@ -41,7 +41,8 @@ class Params(dict[str, Tensor]):
     any_unread: ClassVar[bool] = False
     """Whether a look at a value may find a placeholder."""
 
-    def __init__(self, read: Callable[[Iterable[str]], None]) -> None:
+    def read_with(self, read: Callable[[Iterable[str]], None]) -> None:
+        """Let ``read`` turn placeholders into tensors; who expects none needs no such function."""
         self._read = read
 
     def expect(self, names: Iterable[str]) -> None:

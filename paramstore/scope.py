@@ -9,8 +9,7 @@ import threading
 import uuid
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Collection, MutableMapping
-from itertools import repeat
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from operator import attrgetter, is_
 from typing import Any
 
@@ -28,7 +27,6 @@ State = MutableMapping[str, Any] | str | None
 """What ``scope(state)`` takes: a name, what a scope yielded, or a plain state."""
 
 _TENSORS = {Tensor, nn.Parameter}
-_NAMES = {str}
 _DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 _dtype = attrgetter("dtype")
 
@@ -42,15 +40,13 @@ class _Left(dict[str, Tensor]):
 
     __slots__ = ("constraints", "working_set")
 
-    def __init__(self, working_set: WorkingSet) -> None:
-        super().__init__(working_set.params)
-        self.constraints = dict(working_set.constraints)
-        self.working_set: WorkingSet | None = working_set
+    constraints: dict[str, Constraint]
+    working_set: WorkingSet | None
 
     def agrees(self, working_set: WorkingSet) -> bool:
         """Whether it holds what the working set does, in this order."""
         params, specs = working_set.params, working_set.constraints
-        if not (self or params or self.constraints or specs):
+        if not (params or self or specs or self.constraints):
             return True  # nearly always, where PyroModule enters it
         return (
             len(self) == len(params)
@@ -78,8 +74,20 @@ class Scopes:
     the store, that of one that named itself as long as somebody holds the state it yielded.
     """
 
-    def __init__(self, base: WorkingSet) -> None:
+    def __init__(
+        self, base: WorkingSet, opened: Callable[..., WorkingSet], *, unnamed: bool
+    ) -> None:
+        """Begin with the base scope.
+
+        Args:
+            base: Its working set.
+            opened: Makes the working set of a scope that this store has none of, given its name
+                and whether it is ``new``, in no database either.
+            unnamed: Whether a scope without a name names itself; else it is an empty plain state.
+        """
         self.current = base
+        self._opened = opened
+        self._unnamed = unnamed
         self._outer: list[WorkingSet] = []
         self._thread = 0
         self._kept: dict[str, WorkingSet] = {}
@@ -109,31 +117,29 @@ class Scopes:
         self._held.pop(old, None)
         self.keep(working_set)
 
-    def enter(
-        self, state: State, opened: Callable[..., WorkingSet], *, unnamed: bool
-    ) -> WorkingSet:
+    def enter(self, state: State) -> WorkingSet:
         """Make the working set of the scope that ``state`` means the current one.
 
         Args:
             state: A name, what a scope yielded, a plain state, or None.
-            opened: Makes the working set of a scope that this store has none of, given its name
-                and whether it is ``new``, in no database either.
-            unnamed: Whether None names itself; else it is an empty plain state.
 
         Raises:
             ScopeError: it is active, another thread is inside a scope, or another store's; nothing
                 has changed.
         """
-        keep = self.keep
+        if type(state) is dict:
+            return self._enter(_taken_out(state) or _plain_working_set(state))
+        if state is None and not self._unnamed:
+            return self._enter(WorkingSet(None))
         if isinstance(state, StateDict) and state.working_set is not None:
             return self._enter(self._own(state.working_set))
         if isinstance(state, str):
             check_scope_name(state)
-            found = self.known(state) or opened(state, new=False)
-        elif state is None and unnamed:
-            found, keep = opened(_own_name(), new=True), self.hold
+            found, keep = self.known(state) or self._opened(state, new=False), self.keep
+        elif state is None:
+            found, keep = self._opened(_own_name(), new=True), self.hold
         else:
-            return self._enter(_taken_out(state) or _plain_working_set(state))
+            return self._enter(_plain_working_set(state))
         self._enter(found)
         keep(found)
         return found
@@ -145,49 +151,45 @@ class Scopes:
         return working_set
 
     def _enter(self, working_set: WorkingSet) -> WorkingSet:
-        self._check_free(working_set.scope)
-        self._outer.append(self.current)
-        self.current = working_set
-        self._thread = threading.get_ident()
-        return working_set
-
-    def _check_free(self, name: str | None) -> None:
-        if self._outer and self._thread != threading.get_ident():
+        name, thread = working_set.scope, threading.get_ident()
+        if self._outer and self._thread != thread:
             raise ScopeError(
                 f"{_shown(name)} cannot be entered: another thread is inside "
                 f"{_shown(self.current.scope)}. A store has one current scope; open a second store "
                 f"on the same file for the other thread"
             )
-        if name is None:
-            return
-        if name in {working_set.scope for working_set in (self.current, *self._outer)}:
+        if name is not None and name in {ws.scope for ws in (self.current, *self._outer)}:
             raise ScopeError(f"scope {name!r} is active already; leave it before entering it again")
+        self._outer.append(self.current)
+        self.current = working_set
+        self._thread = thread
+        return working_set
 
-    def leave(self) -> None:
+    def leave(self) -> WorkingSet:
         """Go back to the working set around the current one."""
-        self.current = self._outer.pop()
+        self.current = found = self._outer.pop()
+        return found
 
 
 def give_back(state: MutableMapping[str, Any], working_set: WorkingSet) -> None:
     """Put what a plain working set holds into its state; Pyro exchanges the tables, too."""
     left = _left(state)
-    if left is not None and left.agrees(working_set):
-        left.working_set = working_set
-        return
-    left = _Left(working_set)
-    state.update(params=left, constraints=left.constraints)
+    if left is None or not left.agrees(working_set):
+        left = _Left(working_set.params)
+        left.constraints = dict(working_set.constraints)
+        state["params"], state["constraints"] = left, left.constraints
+    left.working_set = working_set
 
 
-def _left(state: Any) -> _Left | None:
+def _left(state: Mapping[str, Any]) -> _Left | None:
     """What leaving a plain state put into it, unless somebody exchanged a table since."""
-    if type(state) is not dict or len(state) != 2:
-        return None
     params = state.get("params")
-    whole = type(params) is _Left and params.constraints is state.get("constraints")
-    return params if whole else None
+    if type(params) is not _Left or type(state) is not dict or len(state) != 2:
+        return None
+    return params if params.constraints is state.get("constraints") else None
 
 
-def _taken_out(state: Any) -> WorkingSet | None:
+def _taken_out(state: dict[str, Any]) -> WorkingSet | None:
     """The working set of a plain state that was left and is as it was then."""
     left = _left(state)
     if left is None or left.working_set is None:
@@ -197,15 +199,15 @@ def _taken_out(state: Any) -> WorkingSet | None:
 
 
 def _plain_working_set(state: Any) -> WorkingSet:
-    """Make the working set of a plain state, or of None.
+    """Make the working set of a plain state.
 
     Models have hundreds of names, and Pyro enters a state without a look at them: neither does
     this, in Python.
     """
-    if state is not None and not _is_ordinary(state):
+    if not _is_ordinary(state):
         return values.plain_working_set(state)  # or the error that names what is wrong
     ws = WorkingSet(None)
-    if state is not None:
+    if state["params"]:
         dict.update(ws.params, state["params"])
         ws.constraints.update(state["constraints"])
     return ws
@@ -217,23 +219,31 @@ def _is_ordinary(state: Any) -> bool:
         return False
     params: Any = state.get("params")
     specs: Any = state.get("constraints")
-    if type(params) not in _TABLES or type(specs) is not dict or params.keys() != specs.keys():
+    if type(params) not in _TABLES or type(specs) is not dict:
         return False
-    return not params or (
-        _TENSORS.issuperset(map(type, params.values()))
+    if not params:
+        return not specs
+    return (
+        params.keys() == specs.keys()
+        and _TENSORS.issuperset(map(type, params.values()))
         and _DTYPES.issuperset(map(_dtype, params.values()))
         and _are_original(specs.values())
-        and _NAMES.issuperset(map(type, params))
-        and "" not in params
-        and (text := "\0".join(params)).count("\0") == len(params) - 1
-        and is_encodable(text)
+        and _are_names(params)
     )
 
 
 def _are_original(specs: Collection[object]) -> bool:
-    if all(map(is_, specs, repeat(constraints.real))):
+    if [*specs].count(constraints.real) == len(specs):  # it looks at identity first
         return True
     return all(map(_is_original, {id(spec): spec for spec in specs}.values()))
+
+
+def _are_names(names: Collection[str]) -> bool:
+    try:
+        text = "\0".join(names)
+    except TypeError:
+        return False
+    return "" not in names and text.count("\0") == len(names) - 1 and is_encodable(text)
 
 
 def _is_original(constraint: object) -> bool:

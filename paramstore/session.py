@@ -128,7 +128,8 @@ class Session:
         self._not_adopted: set[tuple[str | None, str]] = set()
         """The scope and name of every parameter that a warning was given for."""
         try:
-            self.scopes = Scopes(self._opened(scope, start))
+            base = self._opened(scope, start)
+            self.scopes = Scopes(base, self._enterable, unnamed=not self.private)
         except BaseException:
             self.close()
             raise
@@ -542,10 +543,6 @@ class Session:
         ws.rename(old, new)
         for obj in ws.attached.values():
             rename(obj, ws, old, new)
-
-    def enter(self, state: Any) -> WorkingSet:
-        """Make the working set that ``state`` means the current one."""
-        return self.scopes.enter(state, self._enterable, unnamed=not self.private)
 
     def _enterable(self, scope: str, *, new: bool) -> WorkingSet:
         self._backend = self.backend  # that of a private store is made now

@@ -111,22 +111,21 @@ def check_state(state: Any) -> tuple[dict[str, Tensor], dict[str, Constraint]]:
 
 
 def plain_working_set(state: Any) -> WorkingSet:
-    """Make the working set of a state that lives in memory only; None is an empty one.
+    """Make the working set of a state that lives in memory only.
 
     Raises:
         InvalidInputError: not a state, or one that cannot take what it holds in the end.
     """
+    params, specs = check_state(state)
+    if not isinstance(state, MutableMapping):
+        raise InvalidInputError(
+            f"scope(state) writes into the state on leaving, and {type(state).__name__} cannot "
+            f"be written to; pass dict(state)"
+        )
     ws = WorkingSet(None)
-    if state is not None:
-        params, specs = check_state(state)
-        if not isinstance(state, MutableMapping):
-            raise InvalidInputError(
-                f"scope(state) writes into the state on leaving, and {type(state).__name__} cannot "
-                f"be written to; pass dict(state)"
-            )
-        dict.update(ws.params, params)  # at once: there is nothing yet that they could replace
-        ws.names.update(zip(params.values(), params, strict=True))
-        ws.constraints.update({name: specs.get(name, constraints.real) for name in params})
+    dict.update(ws.params, params)  # at once: there is nothing yet that they could replace
+    ws.names.update(zip(params.values(), params, strict=True))
+    ws.constraints.update({name: specs.get(name, constraints.real) for name in params})
     return ws
 
 

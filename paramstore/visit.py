@@ -29,11 +29,12 @@ class Visit(AbstractContextManager[StateDict]):
         self._commit = commit
 
     def __enter__(self) -> StateDict:
-        with self._session.lock:
-            self._inner = self._session.enter(self._state)
-            self._show(self._inner)
-        if self._inner.scope is not None:
-            return self._inner.state
+        session = self._session
+        with session.lock:
+            self._inner = inner = session.scopes.enter(self._state)
+            self._show(inner)
+        if inner.scope is not None:
+            return inner.state
         if self._state is None:
             self._state = {"params": {}, "constraints": {}}
         state: StateDict = self._state
@@ -55,5 +56,4 @@ class Visit(AbstractContextManager[StateDict]):
                 session.commit_changes()
         finally:
             with session.lock:
-                session.scopes.leave()
-                self._show(session.current)
+                self._show(session.scopes.leave())

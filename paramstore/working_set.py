@@ -123,11 +123,12 @@ class WorkingSet:
     ) -> None:
         self.scope = scope
         """Name of its scope; None for a state that lives in memory only."""
-        self.params = Params((lambda names: read(self, names)) if read else _read_nothing)
+        self.params = Params()
+        if read is not None:
+            self.params.read_with(lambda names: read(self, names))
         self.names: dict[Tensor, str] = {}
         self.constraints: dict[str, Constraint] = {}
         self.transforms: dict[str, Transforms] = {}
-        self.modules: dict[str, nn.Module] = {}
 
     # Made when they are first looked at: PyroModule makes working sets that need none of them, one
     # at every forward call.
@@ -138,6 +139,11 @@ class WorkingSet:
     """The newest snapshot of the scope that this store has seen."""
     parent: Snapshot | None = None
     """The snapshot that the next commit continues."""
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """Bound modules by name."""
+        return {}
 
     @cached_property
     def stored(self) -> dict[str, Stored]:
@@ -338,10 +344,6 @@ class WorkingSet:
 def _renamed(entry: Entry, name: str) -> Entry:
     line = entry_line(name, entry.digest, entry.spec, entry.kind, requires_grad=entry.requires_grad)
     return entry._replace(name=name, line=line)
-
-
-def _read_nothing(names: Iterable[str]) -> None:
-    """The ``read`` of a working set without a database, which never has anything unread."""
 
 
 def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:

@@ -23,7 +23,8 @@ def half_read() -> tuple[Params, list[str]]:
             read.append(name)
             dict.__setitem__(table, name, torch.tensor(float(len(name))))
 
-    table = Params(fill)
+    table = Params()
+    table.read_with(fill)
     dict.__setitem__(table, "there", torch.tensor(0.0))
     table.expect(["a", "bb"])
     return table, read
