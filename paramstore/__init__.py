@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         UnsupportedTensorError,
         UsageError,
     )
+    from paramstore.history import History, Log
     from paramstore.names import (
         module_from_param_with_module_name,
         normalize_param_name,
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
         user_param_name,
     )
     from paramstore.reader import SnapshotView
-    from paramstore.snapshot import History, Log, ParamVersion, ScopeInfo, Snapshot, Statistics
+    from paramstore.snapshot import ParamVersion, ScopeInfo, Snapshot, Statistics
     from paramstore.store import ParamStoreDict
     from paramstore.working_set import StateDict
 
@@ -137,6 +138,7 @@ _HOMES = {
         "set_param_store",
     ),
     "diff": ("Change", "Diff"),
+    "history": ("History", "Log"),
     "names": (
         "module_from_param_with_module_name",
         "normalize_param_name",
@@ -144,7 +146,7 @@ _HOMES = {
         "user_param_name",
     ),
     "reader": ("SnapshotView",),
-    "snapshot": ("History", "Log", "ParamVersion", "ScopeInfo", "Snapshot", "Statistics"),
+    "snapshot": ("ParamVersion", "ScopeInfo", "Snapshot", "Statistics"),
     "store": ("ParamStoreDict",),
     "working_set": ("StateDict",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),

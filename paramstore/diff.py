@@ -1,14 +1,19 @@
 """The difference between two snapshots, as plain values.
 
-Holds no tensor; must never import anything but the standard library, snapshot and listing.
+Holds no tensor; must never ask the database, and imports matplotlib only to draw.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from paramstore.listing import format_number, format_table, printable
+from paramstore.listing import format_number, format_table, html_table, printable
 from paramstore.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +53,37 @@ class Diff:
         return bool(self.added or self.removed or self.changed)
 
     def __str__(self) -> str:
-        head = f"{printable(self.before.ref)} → {printable(self.after.ref)}: "
-        head += f"{len(self.added)} added, {len(self.removed)} removed, "
-        head += f"{len(self.changed)} changed, {self.unchanged} unchanged"
-        rows = [[f"+ {name}", "", "", "", ""] for name in self.added]
-        rows += [[f"- {name}", "", "", "", ""] for name in self.removed]
+        head, rows = self._head(), self._rows()
+        return f"{head}\n{format_table(_COLUMNS, rows)}" if rows else head
+
+    def _repr_html_(self) -> str:
+        return html_table(_COLUMNS, self._rows(), self._head())
+
+    def plot(self) -> Figure:
+        """Draw the relative changes as bars, the largest 30, and name what was added and removed.
+
+        Raises:
+            UsageError: matplotlib is not installed.
+        """
+        from paramstore.plotting import plot_diff
+
+        return plot_diff(self)
+
+    def _head(self) -> str:
+        return (
+            f"{printable(self.before.ref)} → {printable(self.after.ref)}: "
+            f"{len(self.added)} added, {len(self.removed)} removed, "
+            f"{len(self.changed)} changed, {self.unchanged} unchanged"
+        )
+
+    def _rows(self) -> list[Sequence[str]]:
+        rows: list[Sequence[str]] = [(f"+ {name}", "", "", "", "") for name in self.added]
+        rows += [(f"- {name}", "", "", "", "") for name in self.removed]
         rows += [
-            [f"~ {c.name}", c.what, *(format_number(n, 4) for n in (c.norm, c.relative, c.cosine))]
+            (f"~ {c.name}", c.what, *(format_number(n, 4) for n in (c.norm, c.relative, c.cosine)))
             for c in self.changed
         ]
-        columns = ["param", "differs in", "|change|", "relative", "cosine"]
-        return f"{head}\n{format_table(columns, rows)}" if rows else head
+        return rows
+
+
+_COLUMNS = ("param", "differs in", "|change|", "relative", "cosine")

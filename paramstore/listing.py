@@ -6,9 +6,12 @@ Formats values that it is given; must never import anything but the standard lib
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar, overload
+from html import escape
+from typing import Final, TypeVar, overload
 
 T = TypeVar("T")
+
+_ENDS: Final = 20  # rows that a notebook shows of each end of a long table
 
 
 class Listing(Sequence[T]):
@@ -47,13 +50,52 @@ def format_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     A column without a single filled cell is left out, except for the first. Cells are passed
     through :func:`printable`.
     """
-    lines = [list(head), *([printable(cell) for cell in row] for row in rows)]
-    used = [i for i in range(len(head)) if i == 0 or any(line[i] for line in lines[1:])]
-    widths = [max(len(line[i]) for line in lines) for i in used]
+    lines = _filled(head, rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join(line[i].ljust(width) for i, width in zip(used, widths, strict=True)).rstrip()
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
+    """Write the same table for a notebook, escaped; of a long one, both ends.
+
+    Without colours, so that it is as readable on a dark page.
+    """
+    top, *lines = _filled(head, rows)
+    align = [
+        "right" if _are_numbers(line[i] for line in lines) else "left" for i in range(len(top))
+    ]
+    cells = [_html_row("td", align, line) for line in lines]
+    if hidden := max(0, len(cells) - 2 * _ENDS):
+        gap = f"<tr><td colspan='{len(top)}' style='text-align:left'>… {hidden:,} more …</td></tr>"
+        cells[_ENDS : len(cells) - _ENDS] = [gap]
+    title = f"<caption style='text-align:left'>{escape(caption)}</caption>" if caption else ""
+    body = f"<tbody>{''.join(cells)}</tbody>"
+    return f"<table>{title}<thead>{_html_row('th', align, top)}</thead>{body}</table>"
+
+
+def _filled(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[list[str]]:
+    """The head and the rows, printable, without the columns that have no filled cell."""
+    lines = [list(head), *([printable(cell) for cell in row] for row in rows)]
+    used = [i for i in range(len(head)) if i == 0 or any(line[i] for line in lines[1:])]
+    return [[line[i] for i in used] for line in lines]
+
+
+def _html_row(tag: str, align: Sequence[str], cells: Sequence[str]) -> str:
+    row = "".join(
+        f"<{tag} style='text-align:{side}'>{escape(cell)}</{tag}>"
+        for side, cell in zip(align, cells, strict=True)
+    )
+    return f"<tr>{row}</tr>"
+
+
+def _are_numbers(cells: Iterable[str]) -> bool:
+    try:
+        return all(isinstance(float(cell or 0), float) for cell in cells)
+    except ValueError:
+        return False
 
 
 def format_bytes(n: int) -> str:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from paramstore.compare import compare
 from paramstore.diff import Diff
+from paramstore.history import History, Log
 from paramstore.modes import outside_modes
 from paramstore.reader import SnapshotView
 from paramstore.session import HasSession, Reference
-from paramstore.snapshot import History, Log, ScopeInfo, Snapshot
+from paramstore.snapshot import ScopeInfo, Snapshot
 
 
 def latest(self: HasSession) -> Snapshot | None:

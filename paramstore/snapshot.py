@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from paramstore.listing import Listing, format_bytes, format_number, format_table
+from paramstore.listing import format_bytes, format_number, format_table, html_table
 
 INTERRUPTED: Final = "interrupted"
 """The kind of a snapshot of what an exception left behind, which may be half a step."""
@@ -74,6 +74,8 @@ class Snapshot:
     """Bytes of all its tensors."""
     added_nbytes: int = 0
     """Bytes that it added to the database; less than nbytes where tensors were already stored."""
+    origin: str | None = None
+    """Host and process that committed it, e.g. ``node17:4242``; None in what older versions wrote."""
     extras: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The extras given to commit; read from the database when first looked at."""
 
@@ -83,7 +85,10 @@ class Snapshot:
         return f"{self.scope}@{self.version}"
 
     def __str__(self) -> str:
-        return format_table(_SNAPSHOT_HEAD, [_snapshot_row(self)])
+        return format_table(SNAPSHOT_HEAD, [snapshot_row(self)])
+
+    def _repr_html_(self) -> str:
+        return html_table(SNAPSHOT_HEAD, [snapshot_row(self)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +107,12 @@ class ParamVersion:
     """Time of that snapshot, UTC."""
     since_version: int
     """Version in which these bytes were first stored; less than version after a return to it."""
+    until_version: int
+    """Version of the newest snapshot up to which the parameter kept this value."""
+    until_step: int | None
+    """Step of that snapshot."""
+    removed: bool
+    """Whether the snapshot after that one lacks the parameter."""
     kind: str
     """``tensor``, ``parameter`` (of a module) or ``buffer``."""
     requires_grad: bool
@@ -172,29 +183,6 @@ class ScopeInfo:
     """When its first snapshot was committed, UTC."""
 
 
-class Log(Listing[Snapshot]):
-    """Snapshots of a scope, newest first."""
-
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        return format_table(_SNAPSHOT_HEAD, map(_snapshot_row, self)) if self else "no snapshots"
-
-
-class History(Listing[ParamVersion]):
-    """The versions of one parameter, oldest first."""
-
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        if not self:
-            return "no versions"
-        scalar = all(row.value is not None for row in self)
-        row_of, head = (_value_row, _VALUE_HEAD) if scalar else (_shape_row, _SHAPE_HEAD)
-        rows = [row_of(row, before) for row, before in zip(self, (None, *self), strict=False)]
-        return format_table(head, rows)
-
-
 def parse_value(text: str | None) -> float | int | bool | complex | None:
     """Read the JSON value of a one-element tensor: a number, a boolean, or ``[real, imag]``."""
     if text is None:
@@ -207,12 +195,20 @@ def parse_value(text: str | None) -> float | int | bool | complex | None:
     return found  # type: ignore[no-any-return]
 
 
-_SNAPSHOT_HEAD = ("snapshot", "step", "time", "changed", "added", "tags", "metrics", "message")
-_VALUE_HEAD = ("version", "step", "value", "change")
-_SHAPE_HEAD = ("version", "step", "shape", "norm", "change", "mean", "min", "max", "nan", "inf")
+SNAPSHOT_HEAD: Final = (
+    "snapshot",
+    "step",
+    "time",
+    "changed",
+    "added",
+    "tags",
+    "metrics",
+    "message",
+)
 
 
-def _snapshot_row(s: Snapshot) -> list[str]:
+def snapshot_row(s: Snapshot) -> list[str]:
+    """The cells of a snapshot in a table."""
     return [
         s.ref,
         "" if s.step is None else str(s.step),
@@ -223,28 +219,3 @@ def _snapshot_row(s: Snapshot) -> list[str]:
         ", ".join(f"{name}={format_number(value)}" for name, value in s.metrics.items()),
         s.message or "",
     ]
-
-
-def _value_row(row: ParamVersion, before: ParamVersion | None) -> list[str]:
-    value, last = row.value, before.value if before else None
-    return [*_point(row), format_number(value), _change(value, last)]
-
-
-def _shape_row(row: ParamVersion, before: ParamVersion | None) -> list[str]:
-    return [
-        *_point(row),
-        "×".join(map(str, row.shape)) or "()",
-        format_number(row.norm),
-        _change(row.norm, before.norm if before else None),
-        *map(format_number, (row.mean, row.min, row.max)),
-        format_number(row.nan_count or None),
-        format_number(row.inf_count or None),
-    ]
-
-
-def _point(row: ParamVersion) -> tuple[str, str]:
-    return str(row.version), "" if row.step is None else str(row.step)
-
-
-def _change(value: complex | None, last: complex | None) -> str:
-    return "" if value is None or last is None else f"{value - last:+.3g}"

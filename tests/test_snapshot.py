@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paramstore.history import History, Log
 from paramstore.listing import Listing, format_bytes, format_number, format_table, printable
-from paramstore.snapshot import History, Log, ParamVersion, Snapshot, Statistics, parse_value
+from paramstore.snapshot import ParamVersion, Snapshot, Statistics, parse_value
 
 FIRST = Snapshot(
     id=1,
@@ -49,6 +50,9 @@ BASE = ParamVersion(
     step=0,
     created_at=FIRST.created_at,
     since_version=1,
+    until_version=1,
+    until_step=0,
+    removed=False,
     kind="tensor",
     requires_grad=True,
     dtype="F32",

@@ -28,6 +28,7 @@ from sqlalchemy import (
 from paramstore.db.blobs import parse_shape
 from paramstore.db.engine import Database
 from paramstore.db.schema import metrics, params, scopes, snapshots, tags
+from paramstore.db.spans import with_spans
 from paramstore.errors import (
     CorruptError,
     InvalidInputError,
@@ -263,7 +264,7 @@ def history(database: Database, scope: str, name: str, limit: int | None) -> lis
         raise ParamNotFoundError(
             f"no snapshot of scope {scope!r} has a parameter {name!r}{suggest(name, names)}"
         )
-    return [_param_version(row) for row in reversed(rows)]
+    return with_spans(database, [_param_version(row) for row in reversed(rows)])
 
 
 def _param_version(row: Any) -> ParamVersion:
@@ -278,6 +279,9 @@ def _param_version(row: Any) -> ParamVersion:
         step=step,
         created_at=_time(created_at),
         since_version=since_version,
+        until_version=version,
+        until_step=step,
+        removed=False,
         kind=kind,
         requires_grad=bool(requires_grad),
         dtype=dtype,
