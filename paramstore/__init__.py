@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from paramstore.autosave import Autosave
     from paramstore.background import PendingCommit
     from paramstore.constraints import register_constraint
+    from paramstore.damage import Problem, Verified
     from paramstore.default import (
         clear_param_store,
         get_param_store,
@@ -89,6 +90,7 @@ __all__ = [
     "ParamStoreError",
     "ParamVersion",
     "PendingCommit",
+    "Problem",
     "ReadOnlyError",
     "RestoreInterruptedError",
     "SchemaError",
@@ -111,6 +113,7 @@ __all__ = [
     "UnsupportedFileError",
     "UnsupportedTensorError",
     "UsageError",
+    "Verified",
     "__version__",
     "clear_param_store",
     "get_param_store",
@@ -129,6 +132,7 @@ _HOMES = {
     "autosave": ("Autosave",),
     "background": ("PendingCommit",),
     "constraints": ("register_constraint",),
+    "damage": ("Problem", "Verified"),
     "default": (
         "clear_param_store",
         "get_param_store",

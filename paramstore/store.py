@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from paramstore import archive, past, values
+from paramstore import archive, checking, past, values
 from paramstore.autosave import Autosave, Schedule
 from paramstore.background import PendingCommit
 from paramstore.db.sqlite import Journal
@@ -419,6 +419,11 @@ class ParamStoreDict:
     scopes = past.scopes
     tag = past.tag
     untag = past.untag
+
+    # ------------------------------------------------------------------ housekeeping
+
+    verify = checking.verify
+    backup = checking.backup
 
     # ------------------------------------------------------------------ going back, and elsewhere
 

@@ -34,11 +34,13 @@ CLASSES = {
     "ParamStoreDict",
     "ParamVersion",
     "PendingCommit",
+    "Problem",
     "ScopeInfo",
     "Snapshot",
     "SnapshotView",
     "StateDict",
     "Statistics",
+    "Verified",
 }
 ERRORS = {
     name for name, value in vars(errors).items() if isclass(value) and issubclass(value, Exception)
