@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         ConflictError,
         CorruptError,
         DatabaseError,
+        ExpiredError,
         ForeignDatabaseError,
         InvalidInputError,
         InvalidNameError,
@@ -62,8 +63,19 @@ if TYPE_CHECKING:
         user_param_name,
     )
     from paramstore.reader import SnapshotView
+    from paramstore.retention import (
+        Expired,
+        KeepBest,
+        KeepEvery,
+        KeepLast,
+        KeepTagged,
+        KeepWithin,
+        Kept,
+        Policy,
+    )
     from paramstore.snapshot import ParamVersion, ScopeInfo, Snapshot, Statistics
     from paramstore.store import ParamStoreDict
+    from paramstore.usage import Collected, ScopeUsage, Usage
     from paramstore.working_set import StateDict
 
 __version__ = "0.1.0"
@@ -71,16 +83,25 @@ __version__ = "0.1.0"
 __all__ = [
     "Autosave",
     "Change",
+    "Collected",
     "ConflictError",
     "CorruptError",
     "DatabaseError",
     "Diff",
+    "Expired",
+    "ExpiredError",
     "ForeignDatabaseError",
     "History",
     "InvalidInputError",
     "InvalidNameError",
     "InvalidReferenceError",
     "InvalidValueError",
+    "KeepBest",
+    "KeepEvery",
+    "KeepLast",
+    "KeepTagged",
+    "KeepWithin",
+    "Kept",
     "Log",
     "MismatchError",
     "NotADatabaseError",
@@ -90,6 +111,7 @@ __all__ = [
     "ParamStoreError",
     "ParamVersion",
     "PendingCommit",
+    "Policy",
     "Problem",
     "ReadOnlyError",
     "RestoreInterruptedError",
@@ -99,6 +121,7 @@ __all__ = [
     "ScopeError",
     "ScopeInfo",
     "ScopeNotFoundError",
+    "ScopeUsage",
     "Snapshot",
     "SnapshotNotFoundError",
     "SnapshotView",
@@ -112,6 +135,7 @@ __all__ = [
     "UnsupportedExtraError",
     "UnsupportedFileError",
     "UnsupportedTensorError",
+    "Usage",
     "UsageError",
     "Verified",
     "__version__",
@@ -150,8 +174,19 @@ _HOMES = {
         "user_param_name",
     ),
     "reader": ("SnapshotView",),
+    "retention": (
+        "Expired",
+        "KeepBest",
+        "KeepEvery",
+        "KeepLast",
+        "KeepTagged",
+        "KeepWithin",
+        "Kept",
+        "Policy",
+    ),
     "snapshot": ("ParamVersion", "ScopeInfo", "Snapshot", "Statistics"),
     "store": ("ParamStoreDict",),
+    "usage": ("Collected", "ScopeUsage", "Usage"),
     "working_set": ("StateDict",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
 }

@@ -28,6 +28,7 @@
         │   ├── ForeignDatabaseError
         │   ├── SchemaTooNewError
         │   └── SchemaTooOldError
+        ├── ExpiredError                  another process expired what was to be read: resume()
         └── CorruptError                  stored bytes are not what was written
             └── RestoreInterruptedError   … found after the first live tensor was overwritten
 
@@ -236,6 +237,15 @@ class SchemaTooOldError(SchemaError):
     """A store that has to be upgraded before this paramstore can use it."""
 
     kind = "schema-too-old"
+
+
+class ExpiredError(DatabaseError):
+    """Values that this process had still to read were expired and freed by another one.
+
+    No KeyError: the parameter exists, and must not be taken for a new one.
+    """
+
+    kind = "expired"
 
 
 class CorruptError(DatabaseError):

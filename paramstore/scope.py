@@ -111,6 +111,11 @@ class Scopes:
         state = self._held.get(name)
         return None if state is None else state.working_set
 
+    def working_sets(self) -> list[WorkingSet]:
+        """The working sets of all scopes that this store has in memory."""
+        held = [state.working_set for state in self._held.values()]
+        return [*self._kept.values(), *(ws for ws in held if ws is not None)]
+
     def rename(self, old: str, working_set: WorkingSet) -> None:
         """Follow a working set that continues in another scope."""
         self._kept.pop(old, None)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from paramstore import archive, checking, past, values
+from paramstore import archive, checking, housekeeping, past, values
 from paramstore.autosave import Autosave, Schedule
 from paramstore.background import PendingCommit
 from paramstore.db.sqlite import Journal
@@ -422,6 +422,9 @@ class ParamStoreDict:
 
     # ------------------------------------------------------------------ housekeeping
 
+    expire = housekeeping.expire
+    gc = housekeeping.gc
+    du = housekeeping.du
     verify = checking.verify
     backup = checking.backup
 

@@ -27,6 +27,7 @@ from sqlalchemy import (
 
 from paramstore.db.blobs import parse_shape
 from paramstore.db.engine import Database
+from paramstore.db.reading import Fetch
 from paramstore.db.schema import metrics, params, scopes, snapshots, tags
 from paramstore.db.spans import with_spans
 from paramstore.errors import (
@@ -156,7 +157,12 @@ def log(database: Database, scope: str, limit: int | None) -> list[Snapshot]:
     rows = database.fetch(_LOG, {"scope": check_scope_name(scope), "limit": _limit(limit)})
     if not rows:
         _check_scope(database, scope)
-    return _snapshots(database, rows)
+    return _snapshots(database.fetch, rows)
+
+
+def snapshots_of(fetch: Fetch, scope: str) -> list[Snapshot]:
+    """Return all snapshots of a scope, newest first; inside a transaction, too."""
+    return _snapshots(fetch, fetch(_LOG, {"scope": scope, "limit": _ALL}))
 
 
 def best(database: Database, scope: str, metric: str, mode: str) -> Snapshot:
@@ -204,11 +210,11 @@ def resolve(database: Database, ref: Ref, scope: str) -> Snapshot:
 
 
 def _first(database: Database, statement: Executable, **parameters: object) -> Snapshot | None:
-    found = _snapshots(database, database.fetch(statement, parameters))
+    found = _snapshots(database.fetch, database.fetch(statement, parameters))
     return found[0] if found else None
 
 
-def _snapshots(database: Database, rows: Sequence[Any]) -> list[Snapshot]:
+def _snapshots(fetch: Fetch, rows: Sequence[Any]) -> list[Snapshot]:
     """Make snapshots of rows of one scope, in their order."""
     if not rows:
         return []
@@ -216,7 +222,7 @@ def _snapshots(database: Database, rows: Sequence[Any]) -> list[Snapshot]:
     span = {"scope_id": rows[0].scope_id, "first": min(versions), "last": max(versions)}
     of_metrics: dict[int, dict[str, float]] = defaultdict(dict)
     of_tags: dict[int, list[str]] = defaultdict(list)
-    for snapshot_id, name, value, is_tag in database.fetch(_METRICS_AND_TAGS, span):
+    for snapshot_id, name, value, is_tag in fetch(_METRICS_AND_TAGS, span):
         if is_tag:
             of_tags[snapshot_id].append(name)
         else:

@@ -39,6 +39,7 @@ NEW_FILE: Final = (("auto_vacuum", "INCREMENTAL"),)
 
 _HOT_JOURNAL: Final = (sqlite3.SQLITE_READONLY_ROLLBACK, sqlite3.SQLITE_READONLY_RECOVERY)
 _STATEMENTS: Final = 256  # prepared statements kept per connection
+_PAGES_GIVEN_BACK: Final = 512  # 32 MiB: a commit beside it waits for one step
 
 
 class Connection(sqlite3.Connection):
@@ -201,6 +202,30 @@ def insert_value(
             value.write(part)
     if isinstance(connection, Connection) and connection.writeback is not None:
         connection.writeback.wrote(length)
+
+
+def size(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return the bytes of a database, and how many of them are empty pages."""
+    names = ("page_size", "page_count", "freelist_count")
+    page, pages, empty = (connection.execute(f"PRAGMA {n}").fetchone()[0] for n in names)
+    return page * pages, page * empty
+
+
+def give_back(connection: sqlite3.Connection) -> None:
+    """Cut some empty pages off the file, outside a transaction."""
+    # Each step of the statement frees one page, and only executescript steps to its end.
+    connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_GIVEN_BACK})")
+
+
+def rewrite(connection: sqlite3.Connection) -> None:
+    """Rewrite the whole file, with the settings of a new one, outside a transaction."""
+    set_pragmas(connection, *NEW_FILE)
+    connection.execute("VACUUM")
+
+
+def empty_log(connection: sqlite3.Connection) -> None:
+    """Move what is in a write-ahead log into the file, unless somebody reads it; else nothing."""
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def is_hot_journal(error: BaseException) -> bool:
