@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -146,8 +147,9 @@ class Reader:
     ) -> CorruptError:
         names = [entry.name for entry in entries if entry.blob_id in damaged]
         affected: set[str] = {snapshot.ref} if snapshot else set()
-        for blob_id in damaged:
-            affected.update(self._repository.affected(blob_id)[1])
+        with suppress(CorruptError):  # what leads from blobs to snapshots may be damaged as well
+            for blob_id in damaged:
+                affected.update(self._repository.affected(blob_id)[1])
         return CorruptError(
             f"the stored bytes of {what or _some(map(repr, names))} are missing or altered; "
             f"snapshots that hold them: {_some(sorted(affected))}. Nothing has been changed; "

@@ -101,7 +101,8 @@ def read(
     """Yield row, place and bytes of every chunk: of one blob after the other, in order of place.
 
     Many small blobs come in one query, a few MiB at a time; of a large one each chunk by itself. A
-    blob that does not exist yields nothing.
+    blob that does not exist yields nothing, one on a damaged page less than it should: the caller
+    has its digest.
 
     Args:
         database: where the blobs are.
@@ -110,18 +111,36 @@ def read(
     lengths = dict(_lengths(database, ids))
     small = {row_id: length for row_id, length in lengths.items() if length < _ALONE_FROM}
     for batch in _batches(small):
-        for row_id, data in database.fetch(_CHUNKS, {"values": batch}):
-            yield row_id >> CHUNK_BITS, 0, data
+        for row_id, data in _fetch(database, batch):
+            if data is not None:
+                yield row_id >> CHUNK_BITS, 0, data
     for blob_id in sorted(lengths.keys() - small.keys()):
         left = lengths[blob_id]
         for seq in range(_SEQS):
-            chunk = database.read_value(chunks.name, "data", blob_id << CHUNK_BITS | seq)
+            chunk = _value(database, blob_id << CHUNK_BITS | seq)
             if not chunk:
                 break
             yield blob_id, seq, chunk
             left -= len(chunk)
             if left <= 0:
                 break
+
+
+def _fetch(database: Database, ids: list[int]) -> list[Any]:
+    try:
+        return database.fetch(_CHUNKS, {"values": ids})
+    except CorruptError:
+        # A damaged page fails the query for all of them.
+        if len(ids) == 1:
+            return []
+        return [row for row_id in ids for row in _fetch(database, [row_id])]
+
+
+def _value(database: Database, row_id: int) -> bytes | None:
+    try:
+        return database.read_value(chunks.name, "data", row_id)
+    except CorruptError:
+        return None
 
 
 def _batches(lengths: Mapping[int, int]) -> Iterator[list[int]]:

@@ -22,7 +22,14 @@ from paramstore.errors import (
     StoreClosedError,
 )
 
-FOREIGN: Final = (exc.SQLAlchemyError, sqlite3.Error, sqlite3.Warning, OSError)
+# The last is of an error text that quotes the file where that is not UTF-8.
+FOREIGN: Final = (
+    exc.SQLAlchemyError,
+    sqlite3.Error,
+    sqlite3.Warning,
+    OSError,
+    UnicodeDecodeError,
+)
 """What may come out of a call into the database; nothing else is caught."""
 
 # Primary result codes, https://sqlite.org/rescode.html; all others are DatabaseError.

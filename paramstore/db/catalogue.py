@@ -33,13 +33,17 @@ from paramstore.db.schema import (
     snapshots,
     tags,
 )
-from paramstore.errors import ConflictError
+from paramstore.errors import ConflictError, CorruptError
 from paramstore.refs import check_param_name
 from paramstore.snapshot import Snapshot, Statistics
 
 _numbers = attrgetter("norm", "mean", "std", "min", "max", "nan_count", "inf_count", "value")
 _values: BindParameter[Any] = bindparam("values", expanding=True)
 _SCOPE = select(scopes.c.id, scopes.c.head_version).where(scopes.c.name == bindparam("name"))
+# By the rows themselves: the concatenation keeps SQLite from using the index of the names.
+_SAME_SCOPE = select(scopes.c.id, scopes.c.head_version).where(
+    scopes.c.name.concat("") == bindparam("name")
+)
 _MOVE_HEAD = (
     scopes.update().where(scopes.c.id == bindparam("row")).values(head_version=bindparam("version"))
 )
@@ -133,6 +137,11 @@ class Catalogue:
             raise ConflictError(draft.scope, seen=draft.seen_head, found=found)
         version = found + 1
         if row is None:
+            if self._connection.execute(_SAME_SCOPE, {"name": draft.scope}).first():
+                raise CorruptError(
+                    f"scope {draft.scope!r} is there and its index does not know it; salvage the "
+                    f"file, or restore it from a backup"
+                )
             (scope_id,) = bulk.next_ids(self._connection, scopes, 1)
             new = (scope_id, draft.scope, version, time_text(now))
             bulk.insert(self._connection, scopes, [new])

@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -18,6 +19,7 @@ from sqlalchemy import (
     cast,
     column,
     false,
+    func,
     null,
     select,
     table,
@@ -60,7 +62,7 @@ _OF_SCOPE = _SNAPSHOTS.where(scopes.c.name == bindparam("scope")).order_by(
     snapshots.c.version.desc()
 )
 _LOG = _OF_SCOPE.limit(bindparam("limit"))
-_HEAD = _OF_SCOPE.where(snapshots.c.version == scopes.c.head_version)
+_HEAD = _OF_SCOPE.add_columns(scopes.c.head_version).limit(1)
 _BY_VERSION = _OF_SCOPE.where(snapshots.c.version == bindparam("version"))
 # What an exception left behind may be half a step: only its version, or a tag, leads there.
 _WHOLE = snapshots.c.kind != INTERRUPTED
@@ -97,8 +99,18 @@ _METRIC_NAMES = (
     .join(scopes)
     .where(scopes.c.name == bindparam("scope"))
 )
-_SCOPES = select(scopes.c.name, scopes.c.head_version, scopes.c.created_at).order_by(scopes.c.name)
 _HEAD_VERSION = select(scopes.c.head_version).where(scopes.c.name == bindparam("scope"))
+# What a damaged page hides from one of these two, the other has: the rows themselves, and the index
+# of their names. The concatenation keeps SQLite from using that.
+_newest = select(func.max(snapshots.c.version)).where(snapshots.c.scope_id == scopes.c.id)
+_SCOPES = select(
+    scopes.c.name,
+    scopes.c.head_version,
+    scopes.c.created_at,
+    _newest.scalar_subquery().label("newest"),
+).order_by(scopes.c.id)
+_SCOPE_NAMES = select(scopes.c.name).order_by(scopes.c.name)
+_SAME_SCOPE = select(scopes.c.head_version).where(scopes.c.name.concat("") == bindparam("scope"))
 _PARAM_NAMES = (
     select(params.c.name).join_from(scopes, params).where(scopes.c.name == bindparam("scope"))
 )
@@ -122,11 +134,28 @@ HISTORY = (
 
 
 def list_scopes(database: Database) -> list[ScopeInfo]:
-    """Return all scopes, sorted by name."""
-    return [
-        ScopeInfo(name=name, head_version=version, created_at=_time(created_at))
-        for name, version, created_at in database.fetch(_SCOPES)
-    ]
+    """Return all scopes, sorted by name.
+
+    Raises:
+        CorruptError: the tables contradict each other about them.
+    """
+    for _ in range(2):  # another process may commit between the two queries
+        rows = database.fetch(_SCOPES)
+        names = {name for (name,) in database.fetch(_SCOPE_NAMES)}
+        strange = names ^ {row.name for row in rows}
+        strange |= {row.name for row in rows if row.newest != row.head_version}
+        if not strange:
+            return sorted(map(_scope_info, rows), key=attrgetter("name"))
+    raise CorruptError(
+        f"{database.name}: what is stored about these scopes contradicts itself: "
+        f"{_listed(sorted(map(str, strange)))}. Salvage the file, or restore it from a backup"
+    )
+
+
+def _scope_info(row: Any) -> ScopeInfo:
+    if not isinstance(row.name, str):
+        raise CorruptError(f"{row.name!r} in the database is not the name of a scope")
+    return ScopeInfo(name=row.name, head_version=row.head_version, created_at=_time(row.created_at))
 
 
 def head_version(database: Database, scope: str) -> int:
@@ -139,13 +168,40 @@ def head_version(database: Database, scope: str) -> int:
 
 
 def head(database: Database, scope: str) -> Snapshot | None:
-    """Return the newest snapshot of a scope; None where there is none."""
-    return _first(database, _HEAD, scope=check_scope_name(scope))
+    """Return the newest snapshot of a scope; None where there is none.
+
+    Raises:
+        CorruptError: the tables contradict each other about it.
+    """
+    key = {"scope": check_scope_name(scope)}
+    for _ in range(2):  # another process may commit the first between the two queries
+        rows = database.fetch(_HEAD, key)
+        if rows and rows[0].version == rows[0].head_version:
+            return _snapshots(database.fetch, rows)[0]
+        # A run that was taken for a new one would begin again beside what is there.
+        if not rows and not (
+            database.fetch(_HEAD_VERSION, key) or database.fetch(_SAME_SCOPE, key)
+        ):
+            return None
+    found = f"{scope}@{rows[0].version}" if rows else "nothing"
+    raise CorruptError(
+        f"{database.name}: the newest snapshot of scope {scope!r} cannot be found: its tables lead "
+        f"to {found}, which is not its head. Look at others by version, as in "
+        f"store.at('{scope}@1'), salvage the file, or restore it from a backup",
+        snapshots=[found] if rows else [],
+    )
 
 
 def latest(database: Database, scope: str) -> Snapshot | None:
-    """Return the newest snapshot of a scope that no exception left behind; None without one."""
-    return _first(database, _LATEST, scope=check_scope_name(scope))
+    """Return the newest snapshot of a scope that no exception left behind; None without one.
+
+    Raises:
+        CorruptError: the tables contradict each other about the newest.
+    """
+    newest = head(database, scope)
+    if newest is None or newest.kind != INTERRUPTED:
+        return newest
+    return _first(database, _LATEST, scope=scope)
 
 
 def log(database: Database, scope: str, limit: int | None) -> list[Snapshot]:

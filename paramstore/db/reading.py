@@ -13,6 +13,7 @@ from blake3 import blake3
 from sqlalchemy import BindParameter, Executable, bindparam, select
 
 from paramstore.db.blobs import parse_shape
+from paramstore.db.catalogue import time_text
 from paramstore.db.engine import Database
 from paramstore.db.manifest import Header, entry_line, snapshot_digest
 from paramstore.db.records import Entry, Manifest
@@ -165,9 +166,35 @@ class Rows(NamedTuple):
                 and len(entries) == self.header.params
                 and sum(entry.nbytes for entry in entries) == self.header.nbytes
             )
-        except (TypeError, AttributeError, CorruptError):  # a row leads nowhere, or is no shape
+        # A row leads nowhere, has bytes or text for a number, or is no shape.
+        except (TypeError, ValueError, AttributeError, CorruptError):
             return None
         return entries if intact else None
+
+    def describe(self, snapshot: Snapshot) -> bool:
+        """Whether a snapshot says what these rows do; it was found through indexes."""
+        own = Header(*self.header[: len(Header._fields)])._replace(parent_id=None)
+        found = {name: None if value is None else float(value) for name, value in self.metrics}
+        return (own, found) == facts(snapshot)
+
+
+def facts(snapshot: Snapshot) -> tuple[Header, dict[str, float | None]]:
+    """Return what a snapshot says of itself as its rows do, the parent left out."""
+    header = Header(
+        scope=snapshot.scope,
+        version=snapshot.version,
+        parent_id=None,
+        step=snapshot.step,
+        created_at=time_text(snapshot.created_at),
+        message=snapshot.message,
+        kind=snapshot.kind,
+        params=snapshot.params,
+        changed=snapshot.changed,
+        nbytes=snapshot.nbytes,
+        added_nbytes=snapshot.added_nbytes,
+    )
+    numbers = snapshot.metrics.items()
+    return header, {name: None if math.isnan(value) else value for name, value in numbers}
 
 
 def read_rows(fetch: Fetch, snapshot_id: int) -> Rows | None:
@@ -187,20 +214,31 @@ def manifest(database: Database, snapshot: Snapshot) -> Manifest:
         SnapshotNotFoundError: it is gone.
         CorruptError: the rows are not those that were committed.
     """
-    for _ in range(2):  # a rename by another process may fall between two of the queries
-        rows = read_rows(database.fetch, snapshot.id)
-        if rows is None:
-            raise SnapshotNotFoundError(f"{snapshot.ref} is gone: it has been expired")
-        entries = rows.checked()
-        if entries is not None:
-            return Manifest(
-                snapshot=snapshot,
-                digest=rows.stored_digest,
-                entries={entry.name: entry for entry in entries},
-                extras=tuple(sorted((row.kind, row.name, row.skeleton) for row in rows.extras)),
-                extra_blobs=tuple((r.blob_id, r.digest, r.nbytes) for r in rows.extra_blobs),
-            )
-    raise altered(database.fetch, snapshot.id, snapshot.ref)
+    try:
+        for _ in range(2):  # a rename by another process may fall between two of the queries
+            rows = read_rows(database.fetch, snapshot.id)
+            if rows is None:
+                raise SnapshotNotFoundError(f"{snapshot.ref} is gone: it has been expired")
+            entries = rows.checked()
+            if entries is not None and rows.describe(snapshot):
+                return _manifest(snapshot, rows, entries)
+        raise altered(database.fetch, snapshot.id, snapshot.ref)
+    except CorruptError as error:
+        if error.snapshots:
+            raise
+        raise CorruptError(  # a page that SQLite itself cannot read
+            f"{snapshot.ref} is damaged: {error}", snapshots=[snapshot.ref]
+        ) from error
+
+
+def _manifest(snapshot: Snapshot, rows: Rows, entries: list[Entry]) -> Manifest:
+    return Manifest(
+        snapshot=snapshot,
+        digest=rows.stored_digest,
+        entries={entry.name: entry for entry in entries},
+        extras=tuple(sorted((row.kind, row.name, row.skeleton) for row in rows.extras)),
+        extra_blobs=tuple((r.blob_id, r.digest, r.nbytes) for r in rows.extra_blobs),
+    )
 
 
 def _entry(scope_id: int, row: Any) -> Entry:
@@ -257,6 +295,6 @@ def altered(fetch: Fetch, snapshot_id: int, ref: str) -> CorruptError:
 def _suspects(rows: Iterable[Any]) -> Iterable[str]:
     """Yield the names of rows that contradict each other."""
     for name, owner, spec, spec_digest, blob_id in rows:
-        whole = None not in (name, owner, spec, blob_id)
+        whole = blob_id is not None and all(isinstance(t, str) for t in (name, owner, spec))
         if not whole or owner != name or blake3(spec.encode()).digest() != spec_digest:
-            yield name or "a parameter without a name"
+            yield name if name and isinstance(name, str) else "a parameter without a name"

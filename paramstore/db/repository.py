@@ -111,15 +111,27 @@ class Repository:
     # -- scopes and snapshots ------------------------------------------------------
 
     def scopes(self) -> list[ScopeInfo]:
-        """Return all scopes, sorted by name."""
+        """Return all scopes, sorted by name.
+
+        Raises:
+            CorruptError: the tables contradict each other about them.
+        """
         return queries.list_scopes(self.database)
 
     def head(self, scope: str) -> Snapshot | None:
-        """Return the newest snapshot of a scope; None where there is none."""
+        """Return the newest snapshot of a scope; None where there is none.
+
+        Raises:
+            CorruptError: the tables contradict each other about it.
+        """
         return queries.head(self.database, scope)
 
     def latest(self, scope: str) -> Snapshot | None:
-        """Return the newest snapshot of a scope that an exception did not leave behind."""
+        """Return the newest snapshot of a scope that an exception did not leave behind.
+
+        Raises:
+            CorruptError: the tables contradict each other about the newest.
+        """
         return queries.latest(self.database, scope)
 
     def head_version(self, scope: str) -> int:
@@ -169,7 +181,7 @@ class Repository:
             CorruptError: its rows are not those that were committed.
         """
         found = self._checked.get(snapshot.id)
-        if found is None:
+        if found is None or reading.facts(found.snapshot) != reading.facts(snapshot):
             found = reading.manifest(self.database, snapshot)
             latest = list(self._checked.items())[1 - _MANIFESTS_KEPT :]
             self._checked = {**dict(latest), snapshot.id: found}
