@@ -22,6 +22,7 @@ from paramstore.plotting.style import (
     PLAIN,
     VERMILLION,
     Picture,
+    beside,
     drawable,
     dress,
     fitting,
@@ -49,16 +50,19 @@ def plot_diff(diff: Diff) -> Figure:
     _draw(axes, rows)
     title = f"{diff.before.ref} → {diff.after.ref}"
     axes.set_title(drawable(title), loc="left", size=10, weight="bold", color=INK, pad=16, **PLAIN)
-    axes.text(0, 1.01, _counts(diff), transform=axes.transAxes, va="bottom", size=8, color=FAINT)
+    beside(axes, _counts(diff), "left", 8, color=FAINT)
     return page
 
 
 def _draw(axes: Axes, rows: Sequence[_Row]) -> None:
+    if not rows:
+        axes.text(0.5, 0.5, "nothing differs", transform=axes.transAxes, ha="center", va="center",
+                  size=9, color=FAINT)  # fmt: skip
     lengths = [row.length for row in rows if 0 < row.length < math.inf]
     longest, shortest = max(lengths, default=1.0), min(lengths, default=1.0)
     logarithmic = longest / shortest > _DECADES
     left = shortest / 3 if logarithmic else 0.0
-    right = longest * (longest / left) ** 0.45 if logarithmic else longest * 1.45
+    right = longest * (longest / left) ** 0.4 if logarithmic else longest * 1.45
     if logarithmic:
         axes.set_xscale("log")
     axes.set_xlim(left, right)
@@ -80,10 +84,10 @@ def _draw(axes: Axes, rows: Sequence[_Row]) -> None:
 
 def _bar(change: Change) -> _Row:
     if change.relative is None:
-        return _Row(change.name, 0.0, f"another {change.what}", FAINT)
+        return _Row(change.name, 0.0, f"{change.what} differs", FAINT)
     length = "∞, was 0" if change.relative == math.inf else format_number(change.relative, 3)
     cosine = "" if change.cosine is None else f"   cos {change.cosine:.3f}"
-    what = "" if change.what == "value" else f"   another {change.what}"
+    what = "" if change.what == "value" else f"   {change.what} differs"
     return _Row(change.name, change.relative, f"{length}{cosine}{what}", BLUE)
 
 

@@ -22,6 +22,9 @@ from paramstore.plotting.style import BLUE, FAINT, PURPLE, VERMILLION
 from paramstore.snapshot import ParamVersion
 
 _DECADES: Final = 100.0  # as far apart as values have to be for a logarithmic axis
+_FAR: Final = 1e4  # from the median, for numbers of both signs
+_HUGE: Final = 1e150  # matplotlib multiplies what it places
+_EDGE: Final = 1e250  # what is larger is drawn there
 _SPARSE: Final = 40  # points up to which each gets a dot
 _MARKED_AT: Final = 0.03  # of the height: where what is not finite is marked
 
@@ -62,9 +65,9 @@ def draw_history(axes: Axes, rows: Sequence[ParamVersion], place: Place, size: f
     runs = _runs([row for row in rows if _is_known(row, look)], rows, place)
     handles: Handles = {}
     if runs:
+        set_scale(axes, [number for run in runs for row in run for number in _numbers(row, look)])
         for run in runs:
             _draw_run(axes, run, look, place, dots=len(rows) <= _SPARSE)
-        set_scale(axes, [number for run in runs for row in run for number in _numbers(row, look)])
         handles |= _legend(look)
     else:
         axes.set_yticks([])
@@ -96,21 +99,33 @@ def warning(rows: Sequence[ParamVersion], *, steps: bool) -> str:
             where = f"step {first.step:,}" if steps else f"version {first.version:,}"
             number = prod(first.shape)
             part = f" ({count_of(first):,} of {number:,})" if number > 1 else ""
-            said.append(f"first {what}: {where}{part}")
-    return ", ".join(said)
+            said.append((first.version, f"first {what}: {where}{part}"))
+    return ", ".join(text for _, text in sorted(said))
 
 
 def set_scale(axes: Axes, numbers: Iterable[float]) -> None:
-    """Make the vertical axis logarithmic where numbers of one sign span decades."""
+    """Make the vertical axis logarithmic where its numbers span decades.
+
+    With zero and both signs, where the largest is far from most of them; up to those it is linear.
+    """
     known = [number for number in numbers if math.isfinite(number)]
-    if not known:
+    sizes = sorted(abs(number) for number in known if number)
+    if not sizes:
         return
-    least, most = min(map(abs, known)), max(map(abs, known))
-    if least and most / least > _DECADES and (min(known) > 0 or max(known) < 0):
-        if min(known) > 0:
-            axes.set_yscale("log")
-        else:
-            axes.set_yscale("symlog", linthresh=least)
+    least, middle, most = sizes[0], sizes[len(sizes) // 2], sizes[-1]
+    if 0 < min(known) < max(known) / _DECADES:
+        axes.set_yscale("log")
+    elif max(known) < 0 and most > _DECADES * least:
+        axes.set_yscale("symlog", linthresh=least)
+    elif most > _FAR * middle or most > _HUGE:
+        linear = min(middle, _HUGE)
+        decades = math.log10(most / linear)
+        axes.set_yscale("symlog", linthresh=linear, linscale=decades / 6)
+        # matplotlib's own labels of both ends of the linear part overlap.
+        top, apart = math.floor(math.log10(most)), math.ceil(decades / 3)
+        powers = [10.0 ** (top - place * apart) for place in range(3)]
+        axes.set_yticks([*(-power for power in powers), 0, *powers], minor=False)
+        axes.minorticks_off()
 
 
 # -- what to draw ------------------------------------------------------------------
@@ -155,7 +170,9 @@ def _numbers(row: ParamVersion, look: _Look) -> list[float]:
 
 
 def _number(value: float | complex | None) -> float:
-    return math.nan if value is None or isinstance(value, complex) else float(value)
+    if value is None or isinstance(value, complex):
+        return math.nan
+    return max(-_EDGE, min(_EDGE, value)) if math.isfinite(value) else math.nan
 
 
 def _nans(row: ParamVersion) -> int:

@@ -24,6 +24,7 @@ from paramstore.plotting.style import (
     PLAIN,
     VERMILLION,
     Picture,
+    beside,
     drawable,
     dress,
     fitting,
@@ -35,6 +36,7 @@ from paramstore.snapshot import Snapshot
 MOST: Final = 24
 """Parameters in one picture; of more, the first are drawn and the rest is counted."""
 _WIDTH, _HEIGHT = 6.4, 4.0  # inches; of one parameter
+_DASHED = 200  # points up to which a line is still a line when it is dashed
 _DASHES = ((0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
 
@@ -124,27 +126,33 @@ class _Page:
         if len(said) + len(what) > room(inches, size):
             what = ""
         _title(axes, name, what, size, inches)
-        axes.text(1, 1.01, said, transform=axes.transAxes, ha="right", va="bottom",
-                  size=size, color=VERMILLION, weight="bold")  # fmt: skip
+        beside(axes, said, "right", size, color=VERMILLION, weight="bold")
 
     def _metric(self, axes: Axes, metric: str, size: float, inches: float) -> None:
         dress(axes, size)
-        axes.plot(*self._points(metric), color=GREEN, linewidth=1.4)
-        curves.set_scale(axes, self._points(metric)[1])
+        xs, values = self._points(metric)
+        curves.set_scale(axes, values)
+        axes.plot(xs, values, color=GREEN, linewidth=1.4 if len(xs) <= _DASHED else 0.8)
         _title(axes, metric, "metric", size, inches)
 
     def _second_axis(self, axes: Axes, metric: str, place: int) -> None:
         twin = axes.twinx()
         twin.spines[["top", "left", "bottom"]].set_visible(False)
         twin.spines["right"].set_position(("outward", 48 * place))
-        style = _DASHES[place % len(_DASHES)]
-        twin.plot(*self._points(metric), color=GREEN, linewidth=1.4, linestyle=style)
-        curves.set_scale(twin, self._points(metric)[1])
+        axes.set_zorder(twin.get_zorder() + 1)  # the parameter stays in front
+        axes.patch.set_visible(False)
+        axes.grid(visible=False)  # of two axes it would be of no use, and in front of the metric
+        xs, values = self._points(metric)
+        line: dict[str, Any] = {"color": GREEN, "linewidth": 0.8}
+        if len(xs) <= _DASHED:
+            line = {"color": GREEN, "linewidth": 1.4, "linestyle": _DASHES[place % len(_DASHES)]}
+        curves.set_scale(twin, values)
+        twin.plot(xs, values, **line)
         twin.set_ylabel(fitting(metric, 3, 9), size=9, color=GREEN, **PLAIN)
         twin.tick_params(labelsize=9, colors=GREEN, length=3)
         twin.spines["right"].set_color(GREEN)
         label = drawable(f"metric {metric}")
-        self._handles[label] = Line2D([], [], color=GREEN, linewidth=1.4, linestyle=style)
+        self._handles[label] = Line2D([], [], **line)
 
     def _points(self, metric: str) -> tuple[list[float], list[float]]:
         found = [s for s in self._snapshots if metric in s.metrics]
@@ -153,7 +161,7 @@ class _Page:
 
     def _label_steps(self, axes: Axes, size: float) -> None:
         axes.set_xlabel("step" if self._steps else "version", size=size, color=FAINT)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _counted(x)))
 
     def _explain(self, where: Any) -> None:
@@ -175,12 +183,11 @@ class _Page:
 
 
 def _title(axes: Axes, name: str, what: str, size: float, inches: float) -> None:
+    title = fitting(name, inches, size + 1, "bold")
     axes.set_title(
-        fitting(name, inches, size + 1), loc="left", size=size + 1, weight="bold", color=INK,
-        pad=size + 6, **PLAIN,
-    )  # fmt: skip
-    axes.text(0, 1.01, drawable(what), transform=axes.transAxes, va="bottom", size=size,
-              color=FAINT, **PLAIN)  # fmt: skip
+        title, loc="left", size=size + 1, weight="bold", color=INK, pad=size + 6, **PLAIN
+    )
+    beside(axes, drawable(what), "left", size, color=FAINT)
 
 
 def _counted(x: float) -> str:

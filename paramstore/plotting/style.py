@@ -6,7 +6,7 @@ Knows what is readable; must never know what is drawn.
 from __future__ import annotations
 
 import io
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from matplotlib import font_manager, rcParams
 from matplotlib.axes import Axes
@@ -25,9 +25,6 @@ GRID: Final = "#E4E4E4"
 
 PLAIN: Final[dict[str, Any]] = {"parse_math": False, "usetex": False}
 """For text that holds a name: ``$`` and ``_`` mean themselves."""
-
-_GLYPH: Final = 0.58
-"""Width of an average glyph, as a part of the size of its font."""
 
 
 class Picture(Figure):
@@ -51,18 +48,31 @@ def dress(axes: Axes, size: float) -> None:
     axes.spines[["left", "bottom"]].set_color(FAINT)
 
 
-def fitting(name: str, inches: float, size: float) -> str:
+def fitting(name: str, inches: float, size: float, weight: str = "normal") -> str:
     """Return a name that fits into a width, its middle left out where it is longer."""
-    name, most = drawable(name), max(8, room(inches, size))
-    if len(name) <= most:
-        return name
-    head = most // 3
-    return f"{name[:head]}…{name[len(name) - (most - head - 1) :]}"
+    name = drawable(name)
+    font = _fonts(weight)[0]
+    font.set_size(size, 72)
+    short, left = name, min(len(name), 400)
+    while left > 4 and _width(font, short) > inches * 72:
+        left -= 1
+        short = f"{name[: left // 3]}…{name[len(name) - left + left // 3 :]}"
+    return short
+
+
+def beside(
+    axes: Axes, text: str, side: Literal["left", "right"], size: float, **kwargs: Any
+) -> None:
+    """Write a line right above the axes, at one of their sides."""
+    axes.annotate(
+        text, (0 if side == "left" else 1, 1), xycoords="axes fraction", xytext=(0, 3),
+        textcoords="offset points", ha=side, va="bottom", size=size, **PLAIN, **kwargs,
+    )  # fmt: skip
 
 
 def room(inches: float, size: float) -> int:
-    """How many characters fit into a width, about."""
-    return int(inches * 72 / (_GLYPH * size))
+    """How many characters of ordinary text fit into a width, about."""
+    return int(inches * 72 / (0.62 * size))
 
 
 def drawable(text: str) -> str:
@@ -76,9 +86,15 @@ def drawable(text: str) -> str:
     )
 
 
-def _fonts() -> list[Any]:
+def _fonts(weight: str = "normal") -> list[Any]:
     properties = font_manager.FontProperties
     return [
-        font_manager.get_font(font_manager.findfont(properties(family=[family])))
+        font_manager.get_font(font_manager.findfont(properties(family=[family], weight=weight)))
         for family in rcParams["font.family"]
     ]
+
+
+def _width(font: Any, text: str) -> float:
+    """Width in points."""
+    font.set_text(text, 0.0)
+    return float(font.get_width_height()[0]) / 64
