@@ -75,7 +75,7 @@ class Snapshot:
     added_nbytes: int = 0
     """Bytes that it added to the database; less than nbytes where tensors were already stored."""
     origin: str | None = None
-    """Host and process that committed it, e.g. ``node17:4242``; None in what older versions wrote."""
+    """Host and process that committed it, e.g. ``node17:4242``; None where older versions did."""
     extras: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The extras given to commit; read from the database when first looked at."""
 

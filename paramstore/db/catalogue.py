@@ -18,6 +18,7 @@ from sqlalchemy import BindParameter, Connection, bindparam, select, update
 from paramstore.db import bulk
 from paramstore.db.blobs import digests, shape_text
 from paramstore.db.manifest import Header, entry_line, snapshot_digest
+from paramstore.db.origin import origin
 from paramstore.db.records import Draft, Entry, NewEntry, StaleEntries
 from paramstore.db.schema import (
     blobs,
@@ -264,7 +265,8 @@ class Catalogue:
             [entry.line for entry in entries.values()],
         )
         (snapshot_id,) = bulk.next_ids(connection, snapshots, 1)
-        bulk.insert(connection, snapshots, [(snapshot_id, scope_id, *header[1:], digest)])
+        row = (snapshot_id, scope_id, *header[1:], digest, origin())
+        bulk.insert(connection, snapshots, [row])
         # In the order of the key, so that they go to the end of the table.
         rows = [(snapshot_id, e.param_id, e.param_version_id) for e in entries.values()]
         bulk.insert(connection, snapshot_params, sorted(rows))
@@ -297,6 +299,7 @@ class Catalogue:
             changed=header.changed,
             nbytes=header.nbytes,
             added_nbytes=header.added_nbytes,
+            origin=origin(),
         )
 
 

@@ -305,6 +305,7 @@ def _snapshot(row: Any, found: dict[str, float], names: list[str]) -> Snapshot:
         changed=row.changed,
         nbytes=row.nbytes,
         added_nbytes=row.added_nbytes,
+        origin=row.origin,
     )
 
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION: Final = "0001"
+REVISION: Final = "0002"
 """The migration that makes these tables; what the version table of a usable database says."""
 VERSION_TABLE: Final = "paramstore_alembic_version"
 
@@ -68,6 +68,7 @@ snapshots = Table(
     Column("nbytes", Id, nullable=False),
     Column("added_nbytes", Id, nullable=False),
     Column("digest", LargeBinary, nullable=False),
+    Column("origin", Text),  # NULL in what older versions wrote
     UniqueConstraint("scope_id", "version"),
     sqlite_autoincrement=True,
 )

@@ -40,7 +40,8 @@ SELECT
   snapshots.nbytes AS nbytes,
   snapshots.added_nbytes AS added_nbytes,
   {snapshot_digest} AS digest,
-  snapshots.id AS snapshot_id
+  snapshots.id AS snapshot_id,
+  snapshots.origin AS origin
 FROM scopes CROSS JOIN snapshots
 WHERE snapshots.scope_id = scopes.id"""
 
@@ -112,6 +113,33 @@ WHERE snapshots.scope_id = scopes.id
   AND param_versions.id = snapshot_params.param_version_id
   AND blobs.id = param_versions.blob_id"""
 
+_METRICS = """\
+CREATE VIEW v_metrics AS
+SELECT
+  scopes.name AS scope,
+  snapshots.version AS version,
+  snapshots.step AS step,
+  snapshots.created_at AS created_at,
+  metrics.name AS name,
+  metrics.value AS value,
+  snapshots.id AS snapshot_id
+FROM scopes CROSS JOIN snapshots CROSS JOIN metrics
+WHERE snapshots.scope_id = scopes.id
+  AND metrics.snapshot_id = snapshots.id"""
+
+_TAGS = """\
+CREATE VIEW v_tags AS
+SELECT
+  scopes.name AS scope,
+  tags.name AS name,
+  snapshots.version AS version,
+  snapshots.step AS step,
+  snapshots.created_at AS created_at,
+  snapshots.id AS snapshot_id
+FROM scopes CROSS JOIN tags CROSS JOIN snapshots
+WHERE tags.scope_id = scopes.id
+  AND snapshots.id = tags.snapshot_id"""
+
 
 def create_views(dialect: str) -> list[str]:
     """Return the statements that create the views.
@@ -126,4 +154,4 @@ def create_views(dialect: str) -> list[str]:
         "snapshot_digest": words["hex"].format("snapshots.digest"),
         "blob_digest": words["hex"].format("blobs.digest"),
     }
-    return [view.format(**fill) for view in (_SNAPSHOTS, _HISTORY, _SIZES)]
+    return [view.format(**fill) for view in (_SNAPSHOTS, _HISTORY, _SIZES, _METRICS, _TAGS)]

@@ -14,7 +14,7 @@ from drafts import Line
 from sqlalchemy import create_engine
 
 from paramstore import errors
-from paramstore.db import migrate
+from paramstore.db import migrate, scripts
 from paramstore.db.engine import Database
 from paramstore.db.repository import Repository
 from paramstore.db.schema import REVISION, VERSION_TABLE, metadata
@@ -27,7 +27,11 @@ NOT_TO_BE_CREATED: list[dict[str, Any]] = [{"create": False}, {"readonly": True}
 
 def statements(connection: sqlite3.Connection) -> dict[str, str]:
     rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
-    return {name: sql for name, sql in rows if name not in (VERSION_TABLE, "sqlite_sequence")}
+    return {
+        name: " ".join(sql.split())  # a column that came later stands on the line of another
+        for name, sql in rows
+        if name not in (VERSION_TABLE, "sqlite_sequence")
+    }
 
 
 def test_the_migrations_make_what_the_schema_describes(file: Database) -> None:
@@ -120,7 +124,7 @@ def test_a_newer_database_is_refused_naming_both_revisions(stored: Path) -> None
 def test_an_older_database_names_the_command_to_run(
     stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(migrate, "REVISION", "0002")
+    monkeypatch.setattr(migrate, "REVISION", "0003")
     with pytest.raises(errors.SchemaTooOldError, match=f"paramstore db upgrade {stored}"):
         Database.open(stored)
 
@@ -166,20 +170,20 @@ def test_there_is_nothing_to_upgrade_where_there_is_no_file(path: Path) -> None:
 
 @pytest.fixture
 def next_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of a second migration, whose upgrade the test writes."""
+    """The file of the next migration, whose upgrade the test writes."""
     folder = tmp_path / "100% migrations"
-    shutil.copytree(migrate.scripts(), folder)
-    monkeypatch.setattr(migrate, "scripts", lambda: folder)
-    monkeypatch.setattr(migrate, "REVISION", "0002")
-    return folder / "versions" / "0002_next.py"
+    shutil.copytree(scripts.folder(), folder)
+    monkeypatch.setattr(scripts, "folder", lambda: folder)
+    monkeypatch.setattr(migrate, "REVISION", "0003")
+    return folder / "versions" / "0003_next.py"
 
 
-SECOND = """
+NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 def upgrade():
     {body}
@@ -188,30 +192,30 @@ def upgrade():
 
 def test_an_upgrade_keeps_every_row_and_then_opens(stored: Path, next_revision: Path) -> None:
     body = 'op.add_column("snapshots", sa.Column("author", sa.Text))'
-    next_revision.write_text(SECOND.format(body=body))
+    next_revision.write_text(NEXT.format(body=body))
     with pytest.raises(errors.SchemaTooOldError):
         Database.open(stored)
-    assert migrate.upgrade(stored) == "0001"
+    assert migrate.upgrade(stored).before == "0002"
     database = Database.open(stored)
     assert Repository(database).head_version("main") == 1
     assert database.outside_transaction(lambda c: c.execute("PRAGMA foreign_keys").fetchone()) == (
         1,
     )
     database.close()
-    assert migrate.upgrade(stored) == "0002"
+    assert migrate.upgrade(stored).before == "0003"
 
 
 def test_a_batch_migration_of_a_parent_table_keeps_its_children(
     stored: Path, next_revision: Path
 ) -> None:
     body = (
-        'for view in ("v_snapshots", "v_history", "v_sizes"):\n'
+        'for view in ("v_snapshots", "v_history", "v_sizes", "v_metrics", "v_tags"):\n'
         '        op.execute(f"DROP VIEW {view}")\n'
         '    with op.batch_alter_table("snapshots", recreate="always", '
         'table_kwargs={"sqlite_autoincrement": True}) as batch:\n'
         '        batch.add_column(sa.Column("author", sa.Text))'
     )
-    next_revision.write_text(SECOND.format(body=body))
+    next_revision.write_text(NEXT.format(body=body))
     migrate.upgrade(stored)
     database = Database.open(stored)
     repository = Repository(database)
@@ -229,12 +233,14 @@ def test_a_batch_migration_of_a_parent_table_keeps_its_children(
         'op.execute("UPDATE snapshots SET scope_id = 77")',
         'op.execute("DROP TABLE nothing")',
         'op.execute("DELETE FROM chunks"); raise ZeroDivisionError',
+        'op.execute("DROP VIEW v_sizes"); op.execute("DROP TABLE tags")',
+        "op.execute(\"UPDATE sqlite_sequence SET seq = 0 WHERE name = 'blobs'\")",
     ],
 )
 def test_a_migration_that_loses_something_changes_nothing(
     stored: Path, next_revision: Path, monkeypatch: pytest.MonkeyPatch, body: str
 ) -> None:
-    next_revision.write_text(SECOND.format(body=body))
+    next_revision.write_text(NEXT.format(body=body))
     with pytest.raises((errors.DatabaseError, ZeroDivisionError)):
         migrate.upgrade(stored)
     monkeypatch.undo()
@@ -244,15 +250,15 @@ def test_a_migration_that_loses_something_changes_nothing(
 def test_the_migrations_are_found_beside_or_inside_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (migrate.scripts() / "env.py").is_file()
+    assert (scripts.folder() / "env.py").is_file()
     package = tmp_path / "paramstore"
     (package / "db").mkdir(parents=True)
-    monkeypatch.setattr(migrate, "__file__", str(package / "db" / "migrate.py"))
-    assert migrate.scripts() == tmp_path / "migrations"
+    monkeypatch.setattr(scripts, "__file__", str(package / "db" / "scripts.py"))
+    assert scripts.folder() == tmp_path / "migrations"
     (package / "_migrations").mkdir()
-    assert migrate.scripts() == package / "_migrations"
+    assert scripts.folder() == package / "_migrations"
 
 
 def test_a_migration_never_imports_the_package() -> None:
-    for script in (migrate.scripts() / "versions").glob("*.py"):
+    for script in (scripts.folder() / "versions").glob("*.py"):
         assert "paramstore" not in script.read_text().replace("paramstore_", "")

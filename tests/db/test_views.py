@@ -15,11 +15,13 @@ from paramstore.db.repository import Repository
 
 COLUMNS = {
     "v_snapshots": "scope version step created_at parent tags message kind params changed nbytes "
-    "added_nbytes digest snapshot_id",
+    "added_nbytes digest snapshot_id origin",
     "v_history": "scope name version step created_at since_version kind requires_grad dtype shape "
     "nbytes constraint_spec digest norm mean std min max nan_count inf_count value unconstrained "
     "snapshot_id param_version_id blob_id",
     "v_sizes": "scope version name kind dtype shape nbytes since_version snapshot_id blob_id",
+    "v_metrics": "scope version step created_at name value snapshot_id",
+    "v_tags": "scope name version step created_at snapshot_id",
 }
 
 
