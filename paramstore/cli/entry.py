@@ -1,0 +1,99 @@
+"""Where the command begins and ends: exit codes, errors in one line, broken pipes, Ctrl-C.
+
+Prints what the verbs raise; must never decide what a verb does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from paramstore.cli.group import DEBUG, root
+from paramstore.errors import DatabaseError, NotFoundError, ParamStoreError
+
+DONE: Final = 0
+REFUSED: Final = 1
+USAGE: Final = 2
+STOPPED: Final = 130
+"""What shells report of a command that Ctrl-C ended."""
+
+# What the library's messages call, as it is typed in a shell.
+_IN_SHELL: Final = (
+    ("pass move=True", "pass --move"),
+    ("store.log() lists", "'paramstore log' lists"),
+    (", or leave these out with exclude=[…]", ""),
+    ("open the store once with write permission, then read", "run 'paramstore doctor' as its user"),
+)
+
+
+def main() -> None:
+    """Run the command of this process and end with its exit code."""
+    sys.exit(run())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code.
+
+    Args:
+        arguments: Default: those of this process.
+    """
+    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = root.main(arguments, prog_name="paramstore", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        _forget_output()
+        return DONE
+    except (click.Abort, KeyboardInterrupt):
+        return STOPPED
+    except click.ClickException as error:
+        return _refuse_usage(error)
+    except Exception as error:
+        if debug:
+            raise
+        _say(_told(error))
+        return REFUSED
+    return code if isinstance(code, int) else DONE
+
+
+def _refuse_usage(error: click.ClickException) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return USAGE
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "paramstore"
+    if isinstance(error, click.UsageError):
+        _say(f"{error.format_message().rstrip('.')}. See: {command} --help")
+        return USAGE
+    _say(error.format_message())
+    return REFUSED
+
+
+def _told(error: Exception) -> str:
+    if not isinstance(error, ParamStoreError | OSError):
+        return (
+            f"{type(error).__name__}: {error}; this is a fault of paramstore, {DEBUG} shows where"
+        )
+    told = str(error)
+    for call, typed in _IN_SHELL:
+        told = told.replace(call, typed)
+    if type(error) is NotFoundError and "no store at" in told:
+        told += "; name another with --db FILE or PARAMSTORE_URL"
+    elif type(error) is DatabaseError:
+        told += "; 'paramstore doctor' looks for the cause"
+    return told
+
+
+def _say(message: str) -> None:
+    line = " ".join(message.split())
+    click.echo(f"paramstore: {line if line.isprintable() else repr(line)[1:-1]}", err=True)
+
+
+def _forget_output() -> None:
+    # What is still buffered would be written, and fail again, when the interpreter ends.
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())

@@ -1,0 +1,320 @@
+"""How the command behaves: exit codes, errors, pipes, Ctrl-C, where the database is, imports."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from shell_runs import COMMAND, Run, process
+
+import paramstore
+from paramstore.cli.group import SECTIONS, VERBS, root
+
+# A command line of every verb that needs SQL only, and writes nothing.
+WITHOUT_TORCH = [
+    ["--help"],
+    ["log"],
+    ["log", "--graph"],
+    ["show"],
+    ["history", "*", "--where", "norm > 0"],
+    ["best", "loss"],
+    ["scopes"],
+    ["doctor"],
+    ["db", "current"],
+    ["db", "check"],
+    ["completion", "bash"],
+]
+
+
+@pytest.mark.parametrize("arguments", WITHOUT_TORCH, ids=" ".join)
+def test_a_verb_that_needs_sql_only_never_imports_torch(
+    arguments: list[str], trained: Path
+) -> None:
+    environment = {**os.environ, "PARAMSTORE_URL": str(trained)}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", COMMAND, *arguments],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0
+    assert done.stdout
+    assert "paramstore.cli.group" in imported
+    assert not {"torch", "numpy", "pyro", "matplotlib", "rich"} & imported
+    if arguments == ["--help"]:
+        assert not {"sqlalchemy", "sqlite3"} & imported
+
+
+def test_help_lists_every_verb_and_every_verb_has_help_that_ends_with_examples(run: Run) -> None:
+    listed = run("--help").out
+    for verb, (_, what) in VERBS.items():
+        assert verb in listed
+        told = run(verb, "--help").out
+        assert "Usage: paramstore " + verb in told
+        if verb != "db":
+            assert "Examples:" in told
+            assert f"  paramstore {verb}" in told or f"paramstore {verb}" in told
+        command = root.get_command(None, verb)  # type: ignore[arg-type]
+        assert command
+        assert command.short_help == what
+    assert sum(map(len, SECTIONS.values())) == len(VERBS)
+
+
+def test_the_database_is_named_by_option_environment_or_folder(
+    run: Run, db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("tag", "here", "--db", db)
+    assert "here" not in run("log").out  # the training run's, by PARAMSTORE_URL
+    assert "here" in run("log", "--db", db).out
+    assert "here" in run("--db", f"sqlite:///{db}", "log").out
+    monkeypatch.delenv("PARAMSTORE_URL")
+    monkeypatch.chdir(tmp_path)
+    assert "here" in run("log").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["log", "nowhere"], 1, "no scope 'nowhere'"),
+        (["log", "warm"], 1, "write '@warm'"),
+        (["show", "@99"], 1, "its newest is main@4"),
+        (["show", "@step=7"], 1, "'paramstore log' lists them"),
+        (["history", "scael"], 1, "did you mean 'scale'"),
+        (["history", "x*"], 1, "no parameter of scope 'main' matches 'x*'"),
+        (["history", "*", "-s", "nowhere"], 1, "no scope 'nowhere'"),
+        (["best", "los"], 1, "did you mean 'loss'"),
+        (["untag", "warn"], 1, "did you mean 'warm'"),
+        (["log", "--db", "nowhere.db"], 1, "name another with --db FILE or PARAMSTORE_URL"),
+        (["log", "--db", "postgresql://host/x"], 1, "only SQLite is supported"),
+        (["lgo"], 2, "did you mean 'log'"),
+        (["log", "--nope"], 2, "No such option"),
+        (["show", "a@@b"], 2, "is not a snapshot reference"),
+        (["log", "-n", "-1"], 2, "-1"),
+        (["history"], 2, "Missing argument"),
+        (["history", "scale", "--where", "nan >"], 2, "is not a condition"),
+        (["history", "/(/"], 1, "is not a regular expression"),
+        (["log", "--follow", "--graph"], 2, "--follow goes with neither"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_an_error_is_one_line_with_the_next_step(
+    run: Run, arguments: list[str], code: int, said: str
+) -> None:
+    ran = run(*arguments, code=code)
+    assert ran.out == ""
+    assert said in ran.err
+    assert ran.err.startswith("paramstore: ")
+    assert ran.err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(trained: Path) -> None:
+    told = process("log", "nowhere", "--debug", db=trained, code=1).err
+    assert told.startswith("Traceback")
+    assert "ScopeNotFoundError" in told
+
+
+def test_a_tag_that_is_taken_is_moved_only_on_request(run: Run, db: Path) -> None:
+    assert "pass --move" in run("tag", "warm", "@1", "--db", db, code=1).err
+    assert run("tag", "warm", "@1", "--move", "--db", db).out == "main@warm is main@1\n"
+    assert run("tag", "cold", "--db", db).out == "main@cold is main@4\n"
+    assert run("untag", "cold", "--db", db).out == "forgot main@cold\n"
+    assert run("log", "@warm", "--db", db, "--json").json[0]["ref"] == "main@1"
+
+
+def test_head_ends_the_command_without_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "long.db"
+    with paramstore.open(path) as store:
+        for step in range(2_000):
+            store["x"] = torch.tensor(float(step))
+            store.commit(step=step, message="m" * 60)
+    script = f"'{COMMAND}' log --db '{path}' | head -n 2; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[2] == "0"
+    assert done.stdout.splitlines()[1].startswith("main@2000")
+
+
+def test_follow_prints_new_snapshots_beside_the_run_and_ctrl_c_ends_it(db: Path) -> None:
+    command = [str(COMMAND), "log", "--follow", "-n", "1", "--db", str(db)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as own,
+        paramstore.open(db) as store,
+    ):
+        assert own.stdout
+        assert own.stderr
+        assert own.stdout.readline().startswith("snapshot")
+        assert own.stdout.readline().startswith("main@4")
+        store["scale"] = store["scale"] + 1
+        store.commit(step=41, metrics={"loss": 0.5})
+        assert own.stdout.readline().split()[:2] == ["main@5", "41"]
+        own.send_signal(signal.SIGINT)
+        assert own.wait(30) == 130
+        assert own.stderr.read() == "\n"  # ends the line that shows ^C
+
+
+def test_readers_get_answers_while_a_run_is_writing(db: Path) -> None:
+    script = f"""
+import paramstore, torch
+with paramstore.open({str(db)!r}, scope="busy") as store:
+    for step in range(100_000):
+        store["x"] = torch.full((1000,), float(step))
+        store.commit(step=step)
+"""
+    with subprocess.Popen([sys.executable, "-c", script]) as writer:
+        try:
+            deadline = time.monotonic() + 60
+            while "busy" not in process("scopes", db=db).out:
+                assert time.monotonic() < deadline
+            for arguments in (["log", "busy", "-n", "3"], ["history", "x", "-s", "busy", "-n", "3"],
+                              ["show", "busy"], ["tag", "now", "busy@1", "--move"]):  # fmt: skip
+                assert process(*arguments, db=db).out
+            assert writer.poll() is None
+        finally:
+            writer.kill()
+
+
+# -- stores that are not as they should be -----------------------------------------
+
+
+def test_a_store_that_may_only_be_read_is_read(db: Path, tmp_path: Path) -> None:
+    db.chmod(0o444)
+    tmp_path.chmod(0o555)
+    try:
+        assert "main@4" in process("log", db=db).out
+        if os.access(db, os.W_OK):
+            pytest.skip("root may write everywhere")
+        assert process("tag", "x", db=db, code=1).err.count("\n") == 1
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_a_file_that_is_no_database_is_named_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("no database " * 1000)
+    told = process("log", db=path, code=1).err
+    assert "notes.txt" in told
+    assert told.count("\n") == 1
+    assert "wrong" in process("doctor", db=path, code=1).out
+
+
+def test_a_damaged_store_is_refused_in_one_line_and_the_doctor_says_what_to_do(
+    db: Path,
+) -> None:
+    data = bytearray(db.read_bytes())
+    for page in range(2, len(data) // 65536):
+        data[page * 65536 : page * 65536 + 512] = os.urandom(512)
+    db.write_bytes(data)
+    told = process("show", db=db, code=1).err
+    assert told.count("\n") == 1
+    examined = process("doctor", db=db, code=1).out
+    assert "wrong" in examined
+    assert "salvage" in examined
+
+
+def test_a_newer_store_is_refused_with_what_to_upgrade(db: Path) -> None:
+    import sqlite3
+
+    with sqlite3.connect(db) as connection:
+        connection.execute("UPDATE paramstore_alembic_version SET version_num = '9999'")
+    connection.close()
+    told = process("log", db=db, code=1).err
+    assert "upgrade paramstore" in told
+    assert "upgrade paramstore" in process("doctor", "--json", db=db, code=1).out
+
+
+def test_nothing_is_made_where_there_is_no_store(tmp_path: Path) -> None:
+    for arguments in (["log"], ["tag", "x"], ["doctor"], ["db", "upgrade"]):
+        process(*arguments, cwd=tmp_path, code=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- a terminal --------------------------------------------------------------------
+
+
+def on_terminal(*arguments: object, **environment: str) -> str:
+    """What a person sees: standard output is a terminal."""
+    parent, child = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", **environment}
+    with subprocess.Popen([COMMAND, *map(str, arguments)], stdout=child, env=env) as own:
+        os.close(child)
+        seen = b""
+        try:
+            while data := os.read(parent, 1 << 16):
+                seen += data
+        except OSError:  # the other side is closed
+            pass
+        assert own.wait() == 0
+    os.close(parent)
+    return seen.decode()
+
+
+def test_a_terminal_gets_colours_and_ages_and_a_pipe_does_not(trained: Path) -> None:
+    seen = on_terminal("log", "--db", trained)
+    assert "\x1b[1m" in seen
+    assert "age" in seen
+    piped = process("log", db=trained).out
+    assert "\x1b" not in piped
+    assert "time" in piped
+    assert "\x1b" not in on_terminal("log", "--db", trained, NO_COLOR="1")
+
+
+# -- completion --------------------------------------------------------------------
+
+
+def completed(line: str, db: Path | str) -> list[str]:
+    """What TAB offers at the end of a command line."""
+    words = line.split(" ")
+    environment = {
+        "_PARAMSTORE_COMPLETE": "zsh_complete",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+        "PARAMSTORE_URL": str(db),
+    }
+    ran = process(env=environment)
+    assert ran.err == ""
+    return ran.lines[1::3]
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("paramstore lo", ["log"]),
+        ("paramstore log --fo", ["--follow"]),
+        ("paramstore show main@w", ["main@warm"]),
+        ("paramstore show @", ["@latest", "@warm"]),
+        ("paramstore history sc", ["scale"]),
+        ("paramstore history -s colder mi", ["mix"]),
+        ("paramstore log --scope co", ["colder"]),
+        ("paramstore untag w", ["warm"]),
+    ],
+)
+def test_tab_completes(line: str, offered: list[str], trained: Path) -> None:
+    assert completed(line, trained) == offered
+
+
+def test_tab_is_silent_where_there_is_no_store(tmp_path: Path) -> None:
+    assert completed("paramstore history sc", tmp_path / "nowhere.db") == []
+
+
+def test_the_demonstration_runs_and_ends_with_the_same_bits(tmp_path: Path) -> None:
+    out = process("demo", "--folder", "made", cwd=tmp_path).out
+    assert "continuing after step 450 (main@9)" in out
+    assert "$ paramstore log -n 5 --db made/killed.db" in out
+    assert "ended with the same bits in all 6 parameters" in out
+    assert {path.suffix for path in (tmp_path / "made").iterdir()} <= {".db", ".db-journal"}
+
+
+def test_a_demonstration_whose_training_fails_says_so(tmp_path: Path) -> None:
+    script = Path(shutil.which("true") or "/bin/true")
+    assert script.exists()
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise SystemExit(3)")
+    told = process("demo", "--training", broken, cwd=tmp_path, code=1).err
+    assert "ended with status 3" in told
