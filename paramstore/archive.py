@@ -77,8 +77,9 @@ def save_file(path: str | os.PathLike[str], items: Iterable[Item]) -> None:
         UnsupportedTensorError: a tensor without a stored form.
         UnknownConstraintError: a constraint without a spec.
         UnsupportedFileError: the file is an SQLite database, a store perhaps.
-        StorageError: the file cannot be written.
+        StorageError: the file cannot be written, or is a directory, a pipe or a device.
     """
+    _check_file(path)
     if _is_database(path):
         raise UnsupportedFileError(
             f"{os.fspath(path)!r} is an SQLite database and is not overwritten; save to another "
@@ -186,6 +187,12 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _check_file(path: str | os.PathLike[str]) -> None:
+    # A pipe would block for ever, and a device would be replaced by a file.
+    if Path(path).exists() and not Path(path).is_file():
+        raise StorageError(f"{os.fspath(path)!r} is no file but a directory, a pipe or a device")
+
+
 @contextmanager
 def _storage_errors(what: str) -> Iterator[None]:
     try:
@@ -222,8 +229,9 @@ def load_file(path: str | os.PathLike[str], map_location: MapLocation = None) ->
         UnsupportedFileError: a file that holds something else, says what it is.
         CorruptError: a file of a known kind that is cut off or altered.
         UnknownConstraintError: a constraint that is not registered here.
-        StorageError: the file does not exist or cannot be read.
+        StorageError: it does not exist, cannot be read, or is a directory, a pipe or a device.
     """
+    _check_file(path)
     return outside_modes(_load, os.fspath(path), map_location)
 
 

@@ -32,7 +32,8 @@
         └── CorruptError                  stored bytes are not what was written
             └── RestoreInterruptedError   … found after the first live tensor was overwritten
 
-This module must never import anything but the standard library.
+A text never holds what a terminal would act on, whatever the names in it. This module must never
+import anything but the standard library and the listing.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from typing import ClassVar
+
+from paramstore.listing import printable
 
 
 class ParamStoreError(Exception):
@@ -50,7 +53,7 @@ class ParamStoreError(Exception):
 
     def __str__(self) -> str:
         # KeyError prints the repr of its argument; our messages are sentences.
-        return str(self.args[0]) if self.args else ""
+        return printable(str(self.args[0])) if self.args else ""
 
 
 class NotFoundError(ParamStoreError, KeyError):

@@ -21,6 +21,7 @@ from torch.distributions.constraints import Constraint
 from paramstore import extras, tensors
 from paramstore.constraints import from_spec, is_identity, is_static, transform_of
 from paramstore.errors import CorruptError, ParamNotFoundError, RestoreInterruptedError
+from paramstore.header import check_shape, data_bytes
 from paramstore.modes import outside_modes
 from paramstore.refs import suggest
 from paramstore.tensors import Filler
@@ -36,6 +37,7 @@ MapLocation = str | torch.device | Mapping[str, str] | Callable[[Tensor, str], T
 
 _READERS = 2
 _PARALLEL_FROM = 8 << 20  # bytes; below, two threads cost more than they bring
+_BELIEVED = 16 << 20  # bytes that may be asked for on the word of a row
 
 T = TypeVar("T")
 
@@ -73,11 +75,27 @@ class Reader:
         return [_as_stored(place(tensor, self._map_location), entry) for entry, tensor in found]
 
     def _fresh(self, entries: Sequence[Entry], snapshot: Snapshot | None) -> list[Tensor]:
+        impossible = self._impossible(entries)
+        if impossible:
+            raise self._corrupt(entries, impossible, snapshot)
         targets = [tensors.empty(entry.dtype, entry.stored_shape) for entry in entries]
         damaged = self._copy(list(zip(entries, targets, strict=True)), [], verify=True)
         if damaged:
             raise self._corrupt(entries, damaged, snapshot)
         return targets
+
+    def _impossible(self, entries: Sequence[Entry]) -> set[int]:
+        """Return the blobs that claim more than they can hold, before memory is asked for.
+
+        Whoever wrote the file may have written any number of bytes, and a digest that fits.
+        """
+        found = {entry.blob_id for entry in entries if not _is_possible(entry)}
+        sizes = _sizes(entries)
+        if not found and sum(sizes.values()) > _BELIEVED:
+            room = self._repository.database.nbytes()
+            if sum(sizes.values()) > room:  # blobs do not overlap
+                found = {row for row, nbytes in sizes.items() if nbytes > room} or set(sizes)
+        return found
 
     def check(self, entries: Sequence[Entry], *, snapshot: Snapshot | None) -> None:
         """Compare the stored bytes of ``entries`` with their digests; changes nothing.
@@ -370,6 +388,15 @@ def _interrupted(error: CorruptError, touched: list[str]) -> RestoreInterruptedE
 def _some(words: Iterable[str]) -> str:
     words = list(words)
     return ", ".join(words[:5]) + (" …" if len(words) > 5 else "")
+
+
+def _is_possible(entry: Entry) -> bool:
+    try:
+        check_shape(entry.dtype, entry.stored_shape)
+        needed = data_bytes(entry.dtype, entry.stored_shape)
+    except (CorruptError, KeyError):  # no such shape, no such dtype
+        return False
+    return needed < entry.nbytes
 
 
 def _sizes(entries: Iterable[Entry]) -> dict[int, int]:

@@ -22,12 +22,14 @@ from paramstore.errors import (
     StoreClosedError,
 )
 
-# The last is of an error text that quotes the file where that is not UTF-8.
+# UnicodeDecodeError comes of an error text that quotes the file where that is not UTF-8,
+# OverflowError of a number that has no room in 64 bits, as a damaged row or counter leads to.
 FOREIGN: Final = (
     exc.SQLAlchemyError,
     sqlite3.Error,
     sqlite3.Warning,
     OSError,
+    OverflowError,
     UnicodeDecodeError,
 )
 """What may come out of a call into the database; nothing else is caught."""
@@ -115,8 +117,8 @@ def _kind(error: BaseException) -> type[ParamStoreError]:
         return StoreBusyError
     if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
         return StoreClosedError
-    # Without a code, sqlite3 raises this one for text in the file that is not UTF-8.
-    if isinstance(error, sqlite3.OperationalError | UnicodeError):
+    # Without a code, sqlite3 raises the first of these for text in the file that is not UTF-8.
+    if isinstance(error, sqlite3.OperationalError | UnicodeError | OverflowError):
         return CorruptError
     return DatabaseError
 

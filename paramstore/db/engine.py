@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
 from weakref import WeakSet
 
-from sqlalchemy import Connection, Engine, Executable, create_engine, event
+from sqlalchemy import Connection, Engine, Executable, create_engine, event, text
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from paramstore.db import sqlite
@@ -37,6 +37,8 @@ PAUSE: Final = 0.001
 """Seconds, on average, between two tries to get a lock."""
 POOL_SIZE: Final = 5
 """Connections kept open; more are opened when more threads read at once."""
+
+_NBYTES: Final = text("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
 
 _inherited: list[object] = []
 """Connections that came through a fork; never emptied, see `Database.after_fork_in_child`."""
@@ -104,7 +106,8 @@ class Database:
             NotFoundError: no such store, and it is not to be created.
             NotADatabaseError, ForeignDatabaseError: the file is something else.
             SchemaTooOldError, SchemaTooNewError: of another version of this library.
-            StorageError: a directory, or not permitted.
+            SchemaError: it holds triggers, or tables or views that are not as they were made.
+            StorageError: a directory, a pipe or a device, or not permitted.
             StoreBusyError: locked for the whole timeout.
             InvalidInputError: not a path, or a URL of another kind.
         """
@@ -151,9 +154,13 @@ class Database:
 
     def _prepare(self, *, create: bool) -> None:
         # Imported late: only this function of the engine stands above the schema.
+        from paramstore.db import strangers
         from paramstore.db.migrate import prepare
 
+        found = strangers.objects(self)
+        strangers.check_tables(self.name, found)
         prepare(self, create=create)
+        strangers.check_views(self.name, found)  # an older revision has other views
 
     def _make_engine(self) -> Engine:
         pool: dict[str, Any] = {"poolclass": StaticPool}
@@ -216,6 +223,15 @@ class Database:
 
         with translate(self.name):
             return self._patiently(attempt)
+
+    def nbytes(self) -> int:
+        """Return how many bytes of pages the database has; none of its values has more.
+
+        Raises:
+            StoreClosedError, StoreBusyError, DatabaseError: as ``fetch``.
+        """
+        ((found,),) = self.fetch(_NBYTES)
+        return int(found)
 
     # -- writing -------------------------------------------------------------------
 
@@ -405,6 +421,9 @@ def _check_path(path: Path, *, create: bool) -> None:
         if path.is_dir():
             raise StorageError(f"{str(path)!r} is a directory; give the path of a file in it")
         if path.exists():
+            # A pipe would block for ever, and a device takes what is written and keeps nothing.
+            if not path.is_file():
+                raise StorageError(f"{str(path)!r} is no file but a pipe, a socket or a device")
             return
         if not create:
             raise NotFoundError(f"there is no store at {str(path)!r}")
