@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import nn
 from torch.distributions import constraints
 
 import paramstore
-from paramstore import ParamStoreDict
+from paramstore import KeepLast, ParamStoreDict
 from paramstore.db.schema import REVISION
 
 FOLDER = Path(__file__).parent
@@ -82,7 +83,8 @@ def main() -> None:
         sys.exit(f"{piece.name} exists: a piece of the museum is never made again")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.db"
-        fill(path)
+        with patch("paramstore.db.catalogue.origin", return_value="node17:4242"):
+            fill(path)
         found = record(path)
         piece.write_bytes(lzma.compress(path.read_bytes(), preset=9))
     piece.with_name(f"{REVISION}.json").write_text(text(found) + "\n")
@@ -98,6 +100,8 @@ def fill(path: Path) -> None:
     with paramstore.open(path, scope="without statistics", statistics=False) as store:
         store["x"] = torch.tensor(2.0)
         store.commit()
+    with paramstore.open(path, scope="thinned") as store:
+        thinned(store)
 
 
 def dictionary(store: ParamStoreDict) -> None:
@@ -141,6 +145,16 @@ def training(store: ParamStoreDict) -> None:
             raise KeyboardInterrupt
     except KeyboardInterrupt:
         pass
+
+
+def thinned(store: ParamStoreDict) -> None:
+    """Snapshots whose parents are gone, with values that were first stored by those."""
+    store["still"] = torch.arange(3.0)
+    for step in range(4):
+        store["moving"] = torch.tensor(float(step))
+        store.commit(step=step)
+    store.expire(KeepLast(2), scope="thinned")
+    store.gc()
 
 
 if __name__ == "__main__":

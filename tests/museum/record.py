@@ -28,7 +28,7 @@ Json = dict[str, Any]
 # missed in older records.
 _SNAPSHOT: Final = (
     "id scope version parent step created_at message kind metrics tags params changed nbytes "
-    "added_nbytes extras"
+    "added_nbytes extras origin"
 )
 _VERSION: Final = (
     "name scope version step created_at since_version kind requires_grad dtype shape nbytes "
@@ -43,7 +43,7 @@ _SHOWN: Final = 64
 
 def text(found: object, depth: int = 0) -> str:
     """Return JSON in lines that a diff can show: one for each value, version or field."""
-    if not isinstance(found, dict) or depth == _NESTED:
+    if not isinstance(found, dict) or not found or depth == _NESTED:
         return json.dumps(found, ensure_ascii=False, sort_keys=True)
     margin = " " * depth
     items = sorted(found.items())
