@@ -423,11 +423,11 @@ class Session:
         is only looked at by verbs that settle first.
         """
         try:
-            snapshot = self.backend.writer.commit(ws, capture)
+            self.backend.writer.commit(ws, capture)
         finally:
             self._staging.release(copies)
-        assert snapshot is not None
-        ws.head = self.with_extras(snapshot)
+            ws.head = ws.head and self.with_extras(ws.head)
+        assert ws.head is not None
         return ws.head
 
     @_alone
@@ -452,12 +452,12 @@ class Session:
         ws = self.named()
         self.writable()
         writer = self.backend.writer
-        with without_collector():  # nor does it look for them in what the call leaves behind
-            snapshot = writer.commit(ws, Capture.of(ws, request), only_changes=only_changes)
-        if snapshot is None:
-            return None
-        ws.head = self.with_extras(snapshot)
-        return ws.head
+        try:
+            with without_collector():  # nor does it look for them in what the call leaves behind
+                snapshot = writer.commit(ws, Capture.of(ws, request), only_changes=only_changes)
+        finally:  # an error may have come when the snapshot was there
+            ws.head = ws.head and self.with_extras(ws.head)
+        return None if snapshot is None else ws.head
 
     # -- going back ----------------------------------------------------------------
 

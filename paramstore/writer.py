@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from paramstore.capture import Capture
 from paramstore.db.repository import Draft, Entry, NewEntry, StaleEntries
-from paramstore.errors import StorageError
+from paramstore.errors import DatabaseError, StorageError
 from paramstore.jobs import (
     Job,
     batched,
@@ -230,16 +230,36 @@ class Writer:
     def _write(self, task: _Snapshotting, batches: Iterator[list[Job]]) -> Snapshot:
         scope, head = task.working_set.scope, task.working_set.head
         assert scope is not None
-        while True:
-            with self._repository.write() as tx:
-                if not task.capture.request.append:
-                    tx.check_head(scope, head.version if head else 0)
-                if _put(tx, task, batches):
-                    snapshot, new = tx.append(task.draft(tx))
-                    break
-            task.committed = len(task.jobs)
-        task.adopt(snapshot, new)
-        return snapshot
+        done: tuple[Snapshot, dict[str, Entry]] | None = None
+        try:
+            while done is None:
+                with self._repository.write() as tx:
+                    if not task.capture.request.append:
+                        tx.check_head(scope, head.version if head else 0)
+                    if _put(tx, task, batches):
+                        done = tx.append(task.draft(tx))
+                task.committed = len(task.jobs)
+        except DatabaseError as error:
+            if done is not None and self._is_there(done[0]):
+                task.adopt(*done)  # or the next commit would take it for somebody else's
+                error.add_note(
+                    f"{done[0].ref} is in the file all the same, and the next commit continues it; "
+                    f"until that succeeds, a power cut may undo both."
+                )
+            raise
+        task.adopt(*done)
+        return done[0]
+
+    def _is_there(self, snapshot: Snapshot) -> bool:
+        """Whether it can be seen although its commit failed: after that point only a sync is left.
+
+        That sync makes durable that the journal is void; https://sqlite.org/atomiccommit.html
+        """
+        try:
+            head = self._repository.head(snapshot.scope)
+        except DatabaseError:
+            return False
+        return head is not None and (head.id, head.created_at) == (snapshot.id, snapshot.created_at)
 
 
 def _put(tx: Transaction, task: _Snapshotting, batches: Iterator[list[Job]]) -> bool:

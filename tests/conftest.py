@@ -60,3 +60,9 @@ def stock_pyro() -> Iterator[None]:
     yield
     uninstall()
     pyro.clear_param_store()
+
+
+@pytest.fixture(scope="session")
+def full() -> bool:
+    """Whether every fault is injected, not a sample: ``PARAMSTORE_FAULTS=full``."""
+    return os.environ.get("PARAMSTORE_FAULTS") == "full"

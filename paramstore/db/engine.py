@@ -279,9 +279,16 @@ class Database:
 
     @contextmanager
     def _borrowed(self) -> Iterator[Connection]:
-        """Lend a connection of the pool."""
+        """Lend a connection of the pool; one that has seen an error does not come back to it."""
         with self._inside(), self._engine.connect() as connection:
-            yield connection
+            try:
+                yield connection
+            except FOREIGN as error:
+                # Where SQLite could not open the file for writing it has opened it for reading,
+                # and so it would stay when the reason is long gone.
+                if self.path is not None and not is_busy(error):
+                    connection.invalidate()
+                raise
 
     @contextmanager
     def _borrowed_driver(self, idle: list[sqlite3.Connection]) -> Iterator[sqlite3.Connection]:
