@@ -23,6 +23,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 from paramstore.db import sqlite
 from paramstore.db.border import FOREIGN, is_busy, translate
 from paramstore.db.forks import GATE
+from paramstore.db.place import Place
 from paramstore.db.prepared import prepare
 from paramstore.errors import (
     DatabaseError,
@@ -69,6 +70,7 @@ class Database:
         self.timeout = timeout
         """Seconds to wait for a lock that another process holds."""
         self._mode: sqlite.Mode = mode
+        self._place = None if path is None else Place(path)
         self._closed = False
         # The one connection of a database in memory is one thread's at a time.
         self._lock = threading.RLock() if path is None else nullcontext()
@@ -175,8 +177,15 @@ class Database:
         if self.path in _forked_inside:
             raise sqlite.forked_inside()
         connection = sqlite.connect(self.path, self._mode)
-        if self.path is not None:
+        if self._place is not None:
             self._connections.add(connection)
+            try:
+                self._place.opened()
+            except BaseException:
+                connection.close()
+                raise
+            if self._mode == "rwc":
+                self._mode = "rw"  # a later connection must not make a file anew
         return connection
 
     def _set_journal(self, journal: sqlite.Journal) -> None:
@@ -195,6 +204,7 @@ class Database:
         Raises:
             StoreClosedError: after ``close``.
             StoreBusyError: a writer held the lock for the whole timeout.
+            StorageError: the file was deleted or replaced since it was opened.
             DatabaseError: anything else that the database says.
         """
         query = prepare(statement)
@@ -243,6 +253,7 @@ class Database:
             ReadOnlyError: opened with ``readonly=True``.
             StoreClosedError: after ``close``.
             StoreBusyError: another process held the lock for the whole timeout.
+            StorageError: the file was deleted or replaced since it was opened, or the disk refused.
             DatabaseError: anything else that the database says.
         """
         if self.readonly:
@@ -318,6 +329,8 @@ class Database:
         with GATE, self._lock:
             if self._closed:
                 raise StoreClosedError(f"{self.name} has been closed; open it again")
+            if self._place is not None:
+                self._place.check()
             user = object()
             self._in_use.add(user)
             try:
@@ -334,6 +347,8 @@ class Database:
         # A reader in another process delays the COMMIT and nothing is lost by repeating it.
         # SQLAlchemy's own commit, after this one, then finds no transaction.
         self._patiently(_driver(connection).commit)
+        if self._place is not None:
+            self._place.check(committed=True)
 
     # -- waiting -------------------------------------------------------------------
 

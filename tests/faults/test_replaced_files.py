@@ -1,0 +1,178 @@
+"""The file of an open store is deleted, moved away, or another takes its place.
+
+SQLite itself goes on with what it has open, so a commit could be confirmed and lost.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import paramstore
+from paramstore import ParamStoreDict, StorageError
+from paramstore.testing import invariants
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def move(path: Path) -> None:
+    path.rename(path.with_name("elsewhere.db"))
+
+
+def move_the_folder(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("elsewhere"))
+
+
+def replace_by_another_store(path: Path) -> None:
+    other = path.with_name("other.db")
+    with paramstore.open(other) as store:
+        store["x"] = torch.full((3,), 9.0)
+        store.commit(step=9)
+    other.replace(path)
+
+
+def replace_by_nothing_at_all(path: Path) -> None:
+    path.with_name("empty").touch()
+    path.with_name("empty").replace(path)
+
+
+def replace_by_a_copy(path: Path) -> None:
+    # In another process: closing a descriptor of the file here would drop SQLite's locks.
+    subprocess.run(["cp", path, path.with_name("copy")], check=True)
+    path.with_name("copy").replace(path)
+
+
+WAYS: list[Callable[[Path], None]] = [
+    delete, move, move_the_folder, replace_by_another_store, replace_by_nothing_at_all,
+    replace_by_a_copy,
+]  # fmt: skip
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """In a folder that can be moved."""
+    (tmp_path / "folder").mkdir()
+    return tmp_path / "folder" / "run.db"
+
+
+@pytest.fixture(params=["truncate", "wal"])
+def store(path: Path, request: pytest.FixtureRequest) -> Iterator[ParamStoreDict]:
+    with paramstore.open(path, journal=request.param) as opened:
+        opened["x"] = torch.zeros(3)
+        opened.commit(step=0)
+        opened["x"].data.fill_(1.0)
+        yield opened
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_call_succeeds_on_a_file_that_is_gone_and_the_error_names_it(
+    store: ParamStoreDict, path: Path, way: Callable[[Path], None]
+) -> None:
+    way(path)
+    what = "replaced by another" if way.__name__.startswith("replace") else "deleted or moved"
+    calls: list[Callable[[], object]] = [
+        lambda: store.commit(step=1),
+        lambda: store.commit(step=1, wait=False).result(),
+        store.log,
+        lambda: store.at(1),
+        store.resume,
+        lambda: store.tag("best"),
+    ]
+    for call in calls:
+        with pytest.raises(StorageError, match=rf"run\.db' was {what}.*store\.save"):
+            call()
+    assert store["x"].tolist() == [1.0] * 3
+    saved = path.parent.with_name("kept.safetensors")
+    store.save(saved)
+    assert saved.stat().st_size > 0
+    if what == "deleted or moved":
+        assert not path.exists()
+
+
+@pytest.mark.parametrize("way", [move, move_the_folder])
+def test_a_file_that_is_put_back_takes_the_next_commit(
+    store: ParamStoreDict, path: Path, way: Callable[[Path], None]
+) -> None:
+    way(path)
+    with pytest.raises(StorageError):
+        store.commit(step=1)
+    if way is move:
+        path.with_name("elsewhere.db").rename(path)
+    else:
+        path.parent.with_name("elsewhere").rename(path.parent)
+    assert store.commit(step=2).version == 2
+    store.close()
+    with paramstore.open(path, readonly=True) as again:
+        assert [snapshot.step for snapshot in again.log()] == [2, 0]
+        assert again["x"].tolist() == [1.0] * 3
+    invariants.check(path)
+
+
+@pytest.mark.parametrize("way", [delete, move, replace_by_another_store, replace_by_a_copy])
+@pytest.mark.parametrize("before_the_end", [True, False])
+def test_a_commit_whose_file_goes_while_it_is_written_is_not_confirmed(
+    store: ParamStoreDict,
+    path: Path,
+    way: Callable[[Path], None],
+    before_the_end: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    database, head = store._session.backend.database, store.last
+    assert head is not None
+    if before_the_end:
+        commit = database._on_commit
+
+        def disturbed(connection: Any) -> None:
+            way(path)
+            commit(connection)
+
+        monkeypatch.setattr(database, "_on_commit", disturbed)
+        database._engine.dispose()
+        database._engine = database._make_engine()  # it was told of the other one
+        with pytest.raises(StorageError, match="went with it"):
+            store.commit(step=1)
+    else:
+        with pytest.raises(StorageError), store._session.repository.write() as transaction:
+            way(path)
+            transaction.check_head("main", head.version)
+    with pytest.raises(StorageError, match="nothing was done"):
+        store.commit(step=1)
+
+
+def test_a_new_connection_does_not_make_the_file_anew(store: ParamStoreDict, path: Path) -> None:
+    store._session.backend.database.before_fork()  # closes what is idle
+    path.unlink()
+    for call in (store.log, lambda: store.commit(step=1)):
+        with pytest.raises(StorageError, match="deleted or moved"):
+            call()
+    assert not path.exists()
+
+
+def test_a_store_that_is_read_only_says_so_too(path: Path, store: ParamStoreDict) -> None:
+    with paramstore.open(path, readonly=True) as reader:
+        replace_by_another_store(path)
+        for call in (reader.log, lambda: reader["x"]):
+            with pytest.raises(StorageError, match="replaced by another"):
+                call()
+
+
+def test_a_link_that_leads_elsewhere_now_changes_nothing(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        with paramstore.open(tmp_path / f"{name}.db") as made:
+            made["x"] = torch.zeros(1)
+            made.commit(message=name)
+    link = tmp_path / "link.db"
+    link.symlink_to("one.db")
+    with paramstore.open(link) as store:
+        link.unlink()
+        link.symlink_to("other.db")
+        store.commit(message="to one")
+    with paramstore.open(tmp_path / "one.db") as one, paramstore.open(link) as other:
+        assert [len(store.log()) for store in (one, other)] == [2, 1]
