@@ -87,9 +87,9 @@ def downgrade() -> None:
     named = sa.select(sa.func.count()).where(snapshots.c.origin.is_not(None))
     if count := op.get_bind().execute(named).scalar_one():
         raise CommandError(
-            f"{count} snapshots say in the column 'origin' who wrote them, which revision "
-            f"{down_revision!r} has no place for. Restore the copy that was made before the "
-            f"upgrade, or give that up first: UPDATE snapshots SET origin = NULL"
+            f"revision {down_revision!r} has no column 'origin', and it says here who wrote a "
+            f"snapshot, {count} times. Restore the copy that was made before the upgrade, or give "
+            f"that up first: UPDATE snapshots SET origin = NULL"
         )
     for view in ("v_tags", "v_metrics", "v_snapshots"):
         op.execute(f"DROP VIEW IF EXISTS {view}")

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Executable, Select, column, func, select, table, text
 
-from paramstore.db import scripts, sqlite
+from paramstore.db import scripts, sqlite, strangers
 from paramstore.db.backup import backup as back_up
 from paramstore.db.drift import clashes, drift
 from paramstore.db.engine import Database
@@ -105,7 +105,7 @@ def upgrade(
         InvalidInputError: the file of the copy exists.
         StorageError: the copy cannot be made.
         CorruptError: the database is damaged.
-        SchemaError: the migration lost rows; nothing was changed.
+        SchemaError: there are triggers, or the migration lost rows; nothing was changed.
     """
     with _opened(where, "rw", timeout) as database:
         found = _revision(database, shared=share)
@@ -241,6 +241,8 @@ def _migrate(database: Database, seen: str | None, after: str, *, backup: bool) 
         if before not in (seen, after):
             raise StoreBusyError(f"{database.name}: another process migrates it; try again")
         if before != after:
+            # A migration changes rows, at which a trigger would act.
+            strangers.check_tables(database.name, strangers.objects(database))
             kept = _copy(database, database.path, before) if backup else None
             _change(database, connection, before, after)
     return Migrated(path=database.path, before=before, after=after, backup=kept)
