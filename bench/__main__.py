@@ -30,6 +30,7 @@ BENCHMARKS = {
     "size": "bench.size",
     "dictionary": "bench.dictionary",
     "svi": "bench.svi",
+    "shell": "bench.shell",
 }
 _HERE = Path(__file__).resolve().parent
 

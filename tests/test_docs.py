@@ -2,8 +2,9 @@
 
 Blocks of one file run in order, in one namespace and one temporary folder. ``python`` blocks are
 executed, ``sh`` blocks go to bash; a ``text`` block right below one of them is what it prints,
-where ``…`` stands for anything. A block that cannot run says why: ``<!-- not run: reason -->``
-above it.
+where ``…`` stands for anything. A ``console`` block is a session: its lines behind ``$`` go to
+bash, the others are what they print, errors too. A block that cannot run says why: ``<!-- not run:
+reason -->`` above it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,7 +29,7 @@ import paramstore
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FRAGMENTS = sorted((ROOT / "changelog.d").glob("*"))
-LANGUAGES = {"python", "sh", "text", ""}
+LANGUAGES = {"python", "sh", "console", "text", ""}
 
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
 NOT_RUN = re.compile(r"<!-- not run: .*\S.* -->\n+$")
@@ -55,9 +57,13 @@ def blocks(page: Path) -> Iterator[Block]:
             line=text.count("\n", 0, fence.start()) + 2,
             language=fence["language"],
             body=fence["body"],
-            runs=fence["language"] in ("python", "sh")
+            runs=fence["language"] in ("python", "sh", "console")
             and not NOT_RUN.search(text[: fence.start()]),
-            printed=after["body"] if after and shown else None,
+            printed=fence["body"]
+            if fence["language"] == "console"
+            else after["body"]
+            if after and shown
+            else None,
         )
 
 
@@ -73,8 +79,13 @@ def run(block: Block, page: Path, namespace: dict[str, object]) -> str:
         with contextlib.redirect_stdout(out):
             exec(code, namespace)
         return out.getvalue()
+    script = block.body
+    if block.language == "console":
+        typed = [line for line in block.body.splitlines() if line.startswith("$ ")]
+        shown = [f"echo {shlex.quote(line)}\n{{ {line[2:]}\n}} 2>&1 || true" for line in typed]
+        script = "\n".join(shown)
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.body], capture_output=True, text=True, check=False
+        ["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{name(page)}:{block.line}: {done.stderr}"
     return done.stdout

@@ -113,4 +113,10 @@ def scope_option(what: str = "The scope; default: main, or the only one.") -> Ca
 
 def ref_argument(name: str, *, required: bool = True) -> Callable[[F], F]:
     """Give a verb an argument that names a snapshot."""
-    return click.argument(name, metavar="REF", type=RefType(), required=required)
+    metavar = "REF" if required else "[REF]"
+    return click.argument(name, metavar=metavar, type=RefType(), required=required)
+
+
+def limit_option(what: str) -> Callable[[F], F]:
+    """Give a verb ``--limit``."""
+    return click.option("-n", "--limit", metavar="N", type=click.IntRange(0), help=what)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from paramstore.cli import shapes
-from paramstore.cli.arguments import complete_params, scope_option
+from paramstore.cli.arguments import complete_params, limit_option, scope_option
 from paramstore.cli.condition import COLUMNS, Condition, parse_condition
 from paramstore.cli.group import verb
 from paramstore.cli.opening import current_scope, reading
@@ -40,7 +40,7 @@ _GLOB = re.compile(r"[*?\[]")
 )
 @click.argument("names", metavar="NAME…", nargs=-1, required=True, shell_complete=complete_params)
 @scope_option()
-@click.option("-n", "--limit", type=click.IntRange(0), help="So many versions at most, the newest.")
+@limit_option("So many versions at most, the newest.")
 @click.option("--regex", is_flag=True, help="NAMEs are regular expressions, found anywhere.")
 @click.option(
     "--where",
@@ -72,7 +72,7 @@ def history(
     kept = {name: _kept(rows, condition, first=first) for name, rows in found.items()}
     if where is not None:
         kept = {name: rows for name, rows in kept.items() if rows}
-    _say(kept, form)
+    _say(kept, form, alone=list(chosen.values()) == [True])
     if where is not None and not kept:
         click.echo(f"no version of {len(found)} parameters has {where}", err=True)
         return 1
@@ -147,13 +147,13 @@ def _kept(
     return kept[:1] if first else kept
 
 
-def _say(histories: dict[str, list[ParamVersion]], form: Form) -> None:
+def _say(histories: dict[str, list[ParamVersion]], form: Form, *, alone: bool) -> None:
     if form != "text":
         rows = (row for versions in histories.values() for row in versions)
         say_rows(map(shapes.param_version, rows), form)
         return
     for number, (name, versions) in enumerate(histories.items()):
-        if len(histories) > 1:
+        if not alone:
             say(("\n" if number else "") + paint(printable(name), HEAD))
         bad = [BAD if row.nan_count or row.inf_count else None for row in versions]
         say_table(str(History(versions)), bad)

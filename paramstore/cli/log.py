@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from paramstore.cli import shapes
-from paramstore.cli.arguments import ref_argument, scope_option
+from paramstore.cli.arguments import limit_option, ref_argument, scope_option
 from paramstore.cli.graph import draw
 from paramstore.cli.group import verb
 from paramstore.cli.opening import current_scope, reading
@@ -50,7 +50,7 @@ _WIDTHS: Final = (12, 8, 8, 9, 10)  # of --follow, whose later rows are not know
 )
 @ref_argument("ref", required=False)
 @scope_option()
-@click.option("-n", "--limit", type=click.IntRange(0), help="So many snapshots at most.")
+@limit_option("So many snapshots at most.")
 @click.option("--graph", is_flag=True, help="Draw which snapshot continues which, in all scopes.")
 @click.option("-f", "--follow", is_flag=True, help="Print new snapshots as they are committed.")
 @json_options

@@ -14,7 +14,7 @@ from paramstore.cli.opening import where
 from paramstore.cli.output import Form, json_option, say, say_json
 from paramstore.listing import printable
 
-_place = click.argument("path", required=False, type=click.Path())
+_place = click.argument("path", metavar="[PATH]", required=False, type=click.Path())
 _backup = click.option(
     "--backup/--no-backup", default=True, show_default=True, help="Copy the store beside it first."
 )
