@@ -1,16 +1,14 @@
 """Pyro's own parameter files: pickles of ``ParamStoreDict.save``, read without running any of it.
 
 ``torch.load(weights_only=True)`` runs nothing but a short list of constructors; the classes of
-constraints join that list as empty stand-ins, only while one file is read. Must never import Pyro,
-and never let a stand-in out.
+constraints join that list as empty stand-ins, only while one file is read. Before that the file is
+held against :mod:`paramstore.pickle_rules`. Must never import Pyro, and never let a stand-in out.
 """
 
 from __future__ import annotations
 
-import re
 import threading
-from collections.abc import Callable, Mapping
-from pickle import UnpicklingError
+from collections.abc import Mapping
 from typing import Any, BinaryIO, ClassVar
 
 import torch
@@ -25,6 +23,7 @@ from paramstore.errors import (
     UnsupportedFileError,
 )
 from paramstore.kinds import known_classes
+from paramstore.pickle_rules import check_pickle
 
 _PYRO = "pyro.distributions.constraints"
 _PYRO_KINDS = {
@@ -39,7 +38,6 @@ _PYRO_KINDS = {
 }
 """Kinds of Pyro's constraints (pyro-ppl 1.8 and 1.9) by the class that their pickles name."""
 
-_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _LOCK = threading.Lock()  # torch's list of safe globals belongs to the process
 
 
@@ -52,14 +50,15 @@ class _StandIn:
     """Or the kind of a constraint of Pyro, which may not be installed."""
 
 
-def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    found: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
+def _stand_ins() -> dict[type[_StandIn], str]:
+    """Make a stand-in for each class of constraints; by it, the class's full name."""
+    found: dict[type[_StandIn], str] = {}
     for cls in known_classes():
         if cls.__module__ != _PYRO:
             stand_in = type(cls.__name__, (_StandIn,), {"real": cls})
-            found.append((stand_in, f"{cls.__module__}.{cls.__qualname__}"))
+            found[stand_in] = f"{cls.__module__}.{cls.__qualname__}"
     for name, kind in _PYRO_KINDS.items():
-        found.append((type(name, (_StandIn,), {"kind": kind}), f"{_PYRO}.{name}"))
+        found[type(name, (_StandIn,), {"kind": kind})] = f"{_PYRO}.{name}"
     return found
 
 
@@ -91,17 +90,11 @@ def load_pyro(path: str, file: BinaryIO, map_location: Any) -> list[tuple[str, T
 
 def _unpickle(path: str, file: BinaryIO, map_location: Any) -> object:
     try:
-        with _LOCK, torch.serialization.safe_globals(_stand_ins()):
+        stand_ins = _stand_ins()
+        check_pickle(path, file, stand_ins.values())
+        with _LOCK, torch.serialization.safe_globals(list(stand_ins.items())):
             return torch.load(file, map_location, weights_only=True)
-    except UnpicklingError as error:
-        refused = _GLOBAL.search(str(error))
-        if refused is None:
-            raise CorruptError(f"{path!r} is cut off, altered or no pickle: {error}") from error
-        raise UnsupportedFileError(
-            f"{path!r} carries {refused[1]!r}, which is neither a tensor nor a known constraint; "
-            f"nothing of it was run"
-        ) from error
-    except OSError:
+    except (OSError, ParamStoreError):
         raise
     except Exception as error:
         raise CorruptError(f"{path!r} is cut off or altered: {_first_line(error)}") from error

@@ -54,7 +54,7 @@ def sign(path: Path) -> None:
     database = Database.open(path)
     rows = reading.read_rows(database.fetch, 1)
     assert rows is not None
-    entries = [reading._entry(rows.header.id, row) for row in rows.entries]
+    entries = [reading.entry_of(rows.header.id, row) for row in rows.entries]
     digest = rows.digest(sorted(entries))
     database.close()
     with closing(sqlite3.connect(path)) as connection:
