@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from paramstore import archive, checking, housekeeping, past, values
+from paramstore import archive, checking, housekeeping, past, showing, values
 from paramstore.autosave import Autosave, Schedule
 from paramstore.background import PendingCommit
 from paramstore.db.sqlite import Journal
@@ -419,6 +419,7 @@ class ParamStoreDict:
     scopes = past.scopes
     tag = past.tag
     untag = past.untag
+    plot = showing.plot
 
     # ------------------------------------------------------------------ housekeeping
 
@@ -535,6 +536,8 @@ class ParamStoreDict:
     def __repr__(self) -> str:
         what = f"{self._session.where()}: {len(self)} parameters, scope {self._current.scope!r}"
         return f"<ParamStoreDict {what} at version {self.last.version if self.last else 0}>"
+
+    _repr_html_ = showing.repr_html
 
     # ------------------------------------------------------------------ inside
 

@@ -26,6 +26,7 @@ from paramstore.plotting.style import (
     drawable,
     dress,
     fitting,
+    placed,
 )
 
 _CHANGED, _LISTED = 30, 10  # rows; of changes, and of names that only one snapshot has
@@ -58,7 +59,7 @@ def _draw(axes: Axes, rows: Sequence[_Row]) -> None:
     if not rows:
         axes.text(0.5, 0.5, "nothing differs", transform=axes.transAxes, ha="center", va="center",
                   size=9, color=FAINT)  # fmt: skip
-    lengths = [row.length for row in rows if 0 < row.length < math.inf]
+    lengths = [placed(row.length) for row in rows if 0 < placed(row.length) < math.inf]
     longest, shortest = max(lengths, default=1.0), min(lengths, default=1.0)
     logarithmic = longest / shortest > _DECADES
     left = shortest / 3 if logarithmic else 0.0
@@ -67,7 +68,7 @@ def _draw(axes: Axes, rows: Sequence[_Row]) -> None:
         axes.set_xscale("log")
     axes.set_xlim(left, right)
     for place, row in enumerate(rows):
-        end = longest if row.length == math.inf else max(row.length, left)
+        end = longest if row.length == math.inf else max(placed(row.length), left)
         axes.barh(place, end - left, left=left, height=0.68, color=row.color)
         axes.annotate(
             row.note, (end, place), xytext=(4, 0), textcoords="offset points", va="center",

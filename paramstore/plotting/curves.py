@@ -18,13 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from paramstore.plotting.style import BLUE, FAINT, PURPLE, VERMILLION
+from paramstore.plotting.style import BLUE, FAINT, PURPLE, VERMILLION, placed
 from paramstore.snapshot import ParamVersion
 
 _DECADES: Final = 100.0  # as far apart as values have to be for a logarithmic axis
 _FAR: Final = 1e4  # from the median, for numbers of both signs
-_HUGE: Final = 1e150  # matplotlib multiplies what it places
-_EDGE: Final = 1e250  # what is larger is drawn there
 _SPARSE: Final = 40  # points up to which each gets a dot
 _MARKED_AT: Final = 0.03  # of the height: where what is not finite is marked
 
@@ -117,10 +115,9 @@ def set_scale(axes: Axes, numbers: Iterable[float]) -> None:
         axes.set_yscale("log")
     elif max(known) < 0 and most > _DECADES * least:
         axes.set_yscale("symlog", linthresh=least)
-    elif most > _FAR * middle or most > _HUGE:
-        linear = min(middle, _HUGE)
-        decades = math.log10(most / linear)
-        axes.set_yscale("symlog", linthresh=linear, linscale=decades / 6)
+    elif most > _FAR * middle:
+        decades = math.log10(most / middle)
+        axes.set_yscale("symlog", linthresh=middle, linscale=decades / 6)
         # matplotlib's own labels of both ends of the linear part overlap.
         top, apart = math.floor(math.log10(most)), math.ceil(decades / 3)
         powers = [10.0 ** (top - place * apart) for place in range(3)]
@@ -172,7 +169,7 @@ def _numbers(row: ParamVersion, look: _Look) -> list[float]:
 def _number(value: float | complex | None) -> float:
     if value is None or isinstance(value, complex):
         return math.nan
-    return max(-_EDGE, min(_EDGE, value)) if math.isfinite(value) else math.nan
+    return placed(value) if math.isfinite(value) else math.nan
 
 
 def _nans(row: ParamVersion) -> int:

@@ -6,6 +6,7 @@ Knows what is readable; must never know what is drawn.
 from __future__ import annotations
 
 import io
+import math
 from typing import Any, Final, Literal
 
 from matplotlib import font_manager, rcParams
@@ -25,6 +26,8 @@ GRID: Final = "#E4E4E4"
 
 PLAIN: Final[dict[str, Any]] = {"parse_math": False, "usetex": False}
 """For text that holds a name: ``$`` and ``_`` mean themselves."""
+
+_LEAST, _MOST = 1e-100, 1e100  # sizes that are told apart
 
 
 class Picture(Figure):
@@ -84,6 +87,12 @@ def drawable(text: str) -> str:
         else char.encode("unicode_escape").decode()
         for char in printable(text)
     )
+
+
+def placed(number: float) -> float:
+    """Return a finite number as matplotlib can place it, which computes with its square."""
+    size = abs(number)
+    return 0.0 if size < _LEAST else math.copysign(min(size, _MOST), number)
 
 
 def _fonts(weight: str = "normal") -> list[Any]:
