@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from paramstore.autosave import Autosave
     from paramstore.background import PendingCommit
     from paramstore.constraints import register_constraint
-    from paramstore.damage import Problem, Verified
+    from paramstore.damage import Loss, Problem, Salvaged, Verified
+    from paramstore.db.salvage import salvage
     from paramstore.default import (
         clear_param_store,
         get_param_store,
@@ -103,6 +104,7 @@ __all__ = [
     "KeepWithin",
     "Kept",
     "Log",
+    "Loss",
     "MismatchError",
     "NotADatabaseError",
     "NotFoundError",
@@ -115,6 +117,7 @@ __all__ = [
     "Problem",
     "ReadOnlyError",
     "RestoreInterruptedError",
+    "Salvaged",
     "SchemaError",
     "SchemaTooNewError",
     "SchemaTooOldError",
@@ -148,6 +151,7 @@ __all__ = [
     "param",
     "param_with_module_name",
     "register_constraint",
+    "salvage",
     "set_param_store",
     "user_param_name",
 ]
@@ -156,7 +160,8 @@ _HOMES = {
     "autosave": ("Autosave",),
     "background": ("PendingCommit",),
     "constraints": ("register_constraint",),
-    "damage": ("Problem", "Verified"),
+    "damage": ("Loss", "Problem", "Salvaged", "Verified"),
+    "db.salvage": ("salvage",),
     "default": (
         "clear_param_store",
         "get_param_store",

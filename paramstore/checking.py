@@ -17,10 +17,11 @@ from torch.distributions.transforms import Transform
 from paramstore import tensors
 from paramstore.constraints import from_spec, is_identity, transform_of
 from paramstore.damage import Problem, Verified
-from paramstore.db import backup as copying
+from paramstore.db.backup import backup as copy_database
 from paramstore.db.blobs import parse_shape, shape_text
 from paramstore.db.repository import Repository
-from paramstore.db.verification import StoredBlob, StoredValue, Verification
+from paramstore.db.stored import StoredBlob
+from paramstore.db.verification import StoredValue, Verification
 from paramstore.errors import ParamStoreError
 from paramstore.header import data_bytes
 from paramstore.modes import outside_modes
@@ -72,7 +73,7 @@ def backup(self: HasSession, path: str | os.PathLike[str]) -> Path:
         StoreBusyError: another process held the lock of the database for the whole timeout.
     """
     self._session.settle()
-    return copying.backup(self._session.backend.database, path)
+    return copy_database(self._session.backend.database, path)
 
 
 def verify_database(database: Database, *, sample: float = 1.0) -> Verified:

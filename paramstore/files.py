@@ -1,17 +1,22 @@
-"""New files that are there whole, or not at all.
+"""New files that are there whole, or not at all; and copies of damaged ones.
 
-Gives names and renames; must never open a file that is, or may become, an open database.
+Must never open a file that this process has open as a database: who calls makes sure of that.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from paramstore.errors import InvalidInputError, StorageError
+
+BLOCK: Final = 1 << 16
+"""Bytes read at a time of a file whose disk may refuse some."""
 
 
 @contextmanager
@@ -68,3 +73,57 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def copy_readable(source: Path, target: Path, advance: Callable[[int], None]) -> int:
+    """Copy what can be read of a file that this process has not open; zeros stand for the rest.
+
+    Args:
+        source: what to read, a block at a time.
+        target: a new file.
+        advance: is told how many bytes have been dealt with.
+
+    Returns:
+        How many bytes the disk refused.
+
+    Raises:
+        StorageError: no permission, or no room.
+    """
+    refused = 0
+    try:
+        handle = os.open(source, os.O_RDONLY)
+        try:
+            size = os.fstat(handle).st_size
+            with target.open("xb") as file:
+                for at in range(0, size, BLOCK):
+                    length = min(BLOCK, size - at)
+                    data = _read_block(handle, at, length)
+                    refused += length if data is None else 0
+                    file.write(data or bytes(length))
+                    advance(length)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise StorageError(f"{str(source)!r} cannot be copied: {error}") from error
+    return refused
+
+
+def _read_block(handle: int, at: int, length: int) -> bytes | None:
+    try:
+        return os.pread(handle, length, at)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return None
+
+
+def read_start(path: Path, length: int) -> bytes:
+    """Return the first bytes of a file that no process has open."""
+    with path.open("rb") as file:
+        return file.read(length)
+
+
+def write_start(path: Path, data: bytes) -> None:
+    """Put other bytes at the beginning of a file that no process has open."""
+    with path.open("r+b") as file:
+        file.write(data)

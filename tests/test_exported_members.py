@@ -22,6 +22,7 @@ FUNCTIONS = {
     "param",
     "param_with_module_name",
     "register_constraint",
+    "salvage",
     "set_param_store",
     "user_param_name",
 }
@@ -39,6 +40,7 @@ CLASSES = {
     "KeepWithin",
     "Kept",
     "Log",
+    "Loss",
     "ParamStoreDict",
     "ParamVersion",
     "PendingCommit",

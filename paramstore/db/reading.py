@@ -160,7 +160,7 @@ class Rows(NamedTuple):
     def checked(self) -> list[Entry] | None:
         """Return the parameters; None where a row is not what was committed."""
         try:
-            entries = sorted(_entry(self.header.id, row) for row in self.entries)
+            entries = sorted(entry_of(self.header.id, row) for row in self.entries)
             intact = (
                 self.digest(entries) == self.stored_digest
                 and len(entries) == self.header.params
@@ -241,7 +241,12 @@ def _manifest(snapshot: Snapshot, rows: Rows, entries: list[Entry]) -> Manifest:
     )
 
 
-def _entry(scope_id: int, row: Any) -> Entry:
+def entry_of(scope_id: int, row: Any) -> Entry:
+    """Return one parameter of a snapshot, as its row says.
+
+    Raises:
+        TypeError, AttributeError, CorruptError: the row leads nowhere, or is no shape.
+    """
     (
         name, param_id, param_version_id, since_version, blob_id, digest, nbytes, dtype,
         stored_shape, constraint_id, spec, kind, requires_grad, shape,

@@ -91,8 +91,10 @@ _LOST_ARGUMENTS = (
     .where(blobs.c.id.is_(None))
 )
 _LAST_VALUE = select(func.max(param_versions.c.id))
-_NOT_WHERE_FIRST_STORED = (
-    select(params.c.name, scopes.c.name.label("scope"), param_versions.c.version)
+NOT_WHERE_FIRST_STORED = (
+    select(
+        param_versions.c.id, params.c.name, scopes.c.name.label("scope"), param_versions.c.version
+    )
     .join_from(param_versions, params, params.c.id == param_versions.c.param_id)
     .join(scopes, scopes.c.id == params.c.scope_id)
     .join(
@@ -282,7 +284,7 @@ def check_first_versions(database: Database) -> Iterator[Problem]:
     ((end,),) = database.fetch(_LAST_VALUE)
     for first in range(1, (end or 0) + 1, _RANGE):
         span = {"last": first, "end": first + _RANGE - 1}
-        for name, scope, version in database.fetch(_NOT_WHERE_FIRST_STORED, span):
+        for _, name, scope, version in database.fetch(NOT_WHERE_FIRST_STORED, span):
             yield Problem(
                 kind="history",
                 message=f"a value of {name!r} is said to be of {scope}@{version}, and is not",

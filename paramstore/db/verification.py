@@ -6,7 +6,6 @@ torch do with the bytes that pass here.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,11 +32,11 @@ from paramstore.db.schema import (
     snapshot_params,
     snapshots,
 )
+from paramstore.db.stored import UNREADABLE, Check, StoredBlob
 from paramstore.errors import CorruptError, InvalidInputError, NotADatabaseError
 from paramstore.progress import progress
 from paramstore.snapshot import Statistics
 
-UNREADABLE: Final = "its pages cannot be read"
 _PAGE: Final = 1000  # rows in one query
 
 Owner = tuple[tuple[str, ...], tuple[str, ...]]
@@ -83,16 +82,6 @@ _SNAPSHOTS_OF = (
     .join(scopes, scopes.c.id == snapshots.c.scope_id)
     .where(extra_blobs.c.blob_id.in_(_values))
 )
-
-
-class StoredBlob(NamedTuple):
-    """The row of a tensor's bytes."""
-
-    id: int
-    digest: bytes
-    nbytes: int
-    dtype: str
-    shape: str
 
 
 class StoredValue(NamedTuple):
@@ -251,12 +240,12 @@ class Verification:
         left, :meth:`is_damaged` knows.
         """
         rows = {blob.id: blob for blob in batch}
-        checks: dict[int, _Check] = {}
+        checks: dict[int, Check] = {}
         unread = False
         try:
             found = blob_bytes.read(self.database, {blob.id: blob.nbytes for blob in batch})
             for row_id, group in groupby(found, key=itemgetter(0)):
-                checks[row_id] = check = _Check()
+                checks[row_id] = check = Check()
                 chunks = check.through(chunk for _, _, chunk in group)
                 yield row_id, chunks
                 deque(chunks, maxlen=0)
@@ -362,60 +351,6 @@ class Verification:
             for blob_id, scope, version in database.fetch(_SNAPSHOTS_OF, {"values": some}):
                 found[blob_id] = _joined(found[blob_id], (), (f"{scope}@{version}",))
         return found
-
-
-class _Check:
-    """The bytes of one tensor as they pass."""
-
-    def __init__(self) -> None:
-        self.failed = False
-        """Whether they could not be read to their end."""
-        self._hasher = blake3()
-        self._first = b""
-        self._nbytes = 0
-
-    def through(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """Hash chunks, and pass them on."""
-        try:
-            for chunk in chunks:
-                self._first = self._first or chunk
-                self._nbytes += len(chunk)
-                self._hasher.update(chunk)
-                yield chunk
-        except CorruptError:
-            self.failed = True
-
-    def verdict(self, blob: StoredBlob) -> str | None:
-        """Say what is wrong; None where nothing is."""
-        if self.failed:
-            return UNREADABLE
-        if self._nbytes != blob.nbytes:
-            return f"it has {self._nbytes} of {blob.nbytes} bytes"
-        if self._hasher.digest() != blob.digest:
-            return "its bytes have another digest"
-        if not is_described(self._first, blob):
-            return f"its row says {blob.dtype} {blob.shape}, its bytes do not"
-        return None
-
-
-def is_described(first_chunk: bytes, blob: StoredBlob) -> bool:
-    """Whether dtype and shape in the header of a tensor are those of its row."""
-    end = 8 + int.from_bytes(first_chunk[:8], "little")
-    try:
-        header = json.loads(first_chunk[8:end])
-        stored = header["value"]
-        dtype, shape = stored["dtype"], list(stored["shape"])
-        if "__metadata__" in header:  # C128 as its real view, with a last dimension of 2
-            dtype, shape = header["__metadata__"]["dtype"], shape[:-1]
-        elif dtype == "F4":  # two elements in each byte
-            shape[-1] //= 2
-        return (
-            dtype == blob.dtype
-            and shape == list(blob_bytes.parse_shape(blob.shape))
-            and stored["data_offsets"] == [0, blob.nbytes - end]
-        )
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError, CorruptError):
-        return False
 
 
 def _stored_value(row: Any) -> StoredValue:
