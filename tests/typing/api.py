@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from pyro.infer import SVI
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -103,12 +104,15 @@ def looking_back(store: ParamStoreDict) -> None:
     value = view.unconstrained("scale")
     held: Mapping[str, Tensor] = view
     diff: Diff = store.diff("main@1", newest)
+    pictures: list[Figure] = [history.plot(), history.plot(ax=Figure().subplots()), diff.plot()]
+    pictures.append(store.plot("loc", "net$$$*", scope="main", metrics=["elbo"]))
+    frames: list[object] = [log.to_pandas(), history.to_pandas()]
     relative: list[float | None] = [change.relative for change in diff.changed]
     best: Snapshot = store.best("elbo", "max")
     latest: Snapshot | None = store.latest
     known: Snapshot | None = store.last
     scopes: list[ScopeInfo] = list(store.scopes())
-    del norm, statistics, value, held, relative, best, latest, known, scopes
+    del pictures, frames, norm, statistics, value, held, relative, best, latest, known, scopes
 
 
 def moving(store: ParamStoreDict) -> None:
