@@ -46,6 +46,7 @@ CLASSES = {
     "PendingCommit",
     "Policy",
     "Problem",
+    "Salvaged",
     "ScopeInfo",
     "ScopeUsage",
     "Snapshot",
