@@ -251,6 +251,8 @@ def entry_of(scope_id: int, row: Any) -> Entry:
         name, param_id, param_version_id, since_version, blob_id, digest, nbytes, dtype,
         stored_shape, constraint_id, spec, kind, requires_grad, shape,
     ) = row  # fmt: skip
+    if requires_grad is None:  # the digest knows two values
+        raise CorruptError("a parameter of which nobody knows whether it is trained")
     return Entry(
         name,
         scope_id,

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from paramstore.db.engine import Database
 from paramstore.db.schema import DEDUPLICATED_FROM, VERSION_TABLE, metadata
 from paramstore.db.views import create_views
-from paramstore.errors import SchemaError
+from paramstore.errors import CorruptError, SchemaError
 
 _OBJECTS: Final = text("SELECT type, name, tbl_name, sql FROM sqlite_master")
 _WORD: Final = re.compile(r"\w+")
@@ -43,8 +43,15 @@ class Object(NamedTuple):
 
 
 def objects(database: Database) -> tuple[Object, ...]:
-    """Return everything that the schema of a database names."""
-    return tuple(Object(*row) for row in database.fetch(_OBJECTS))
+    """Return everything that the schema of a database names.
+
+    Raises:
+        CorruptError: bytes in the place of a text, which SQLite would take for one.
+    """
+    found = tuple(Object(*row) for row in database.fetch(_OBJECTS))
+    if any(isinstance(value, bytes) for row in found for value in row):
+        raise CorruptError(f"{database.name} is damaged: its schema is no text")
+    return found
 
 
 def check_tables(name: str, found: tuple[Object, ...]) -> None:

@@ -12,6 +12,7 @@ from drafts import Line
 
 from paramstore import errors
 from paramstore.db.engine import Database
+from paramstore.db.reading import read_rows
 from paramstore.db.repository import Repository
 from paramstore.refs import parse_ref
 from paramstore.snapshot import INTERRUPTED
@@ -116,3 +117,24 @@ def test_blobs_on_a_damaged_page_leave_the_others_readable(path: Path) -> None:
     database.close()
     assert "w7" not in found
     assert len(found) > 10
+
+
+def test_a_schema_of_bytes_is_a_damaged_one(path: Path) -> None:
+    repository = damaged(path, lambda data: None)
+    for statement in (
+        "PRAGMA writable_schema=ON",
+        "UPDATE sqlite_master SET sql = CAST(sql AS BLOB) WHERE name = 'tags'",
+    ):
+        repository.database.outside_transaction(lambda c, it=statement: c.execute(it).fetchall())  # type: ignore[misc]
+    repository.database.close()
+    with pytest.raises(errors.CorruptError, match="no text"):
+        Database.open(path)
+
+
+def test_a_parameter_that_is_neither_trained_nor_frozen_is_damaged(file: Database) -> None:
+    made = Line(Repository(file)).commit({"w": "1"}, entry={"requires_grad": False})
+    rows = read_rows(file.fetch, made.id)
+    assert rows is not None
+    assert rows.checked() is not None
+    for entry in rows.entries:
+        assert rows._replace(entries=[entry._replace(requires_grad=None)]).checked() is None
