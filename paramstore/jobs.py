@@ -157,11 +157,15 @@ def describe_all(batch: list[Job], values: list[tuple[Tensor, Transform | None]]
         job.statistics = statistics
 
 
-def pays_for_a_thread(every: list[Tensor]) -> bool:
-    """Whether hashing and writing should overlap: with small tensors both hold the interpreter."""
+def nbytes_of(every: list[Tensor]) -> int:
+    """Bytes of the elements of tensors."""
     # Not nbytes: a sparse tensor has none, and has yet to be refused by name.
-    nbytes = sum(tensor.numel() * tensor.element_size() for tensor in every)
-    return nbytes > max(BATCH_BYTES, len(every) << 14)
+    return sum(tensor.numel() * tensor.element_size() for tensor in every)
+
+
+def pays_for_a_thread(nbytes: int, count: int) -> bool:
+    """Whether hashing and writing should overlap: with small tensors both hold the interpreter."""
+    return nbytes > max(BATCH_BYTES, count << 14)
 
 
 def _value_shape(transform: Transform, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from paramstore.jobs import (
     Job,
     batched,
     describe_all,
+    nbytes_of,
     pays_for_a_thread,
     values_of,
 )
@@ -177,6 +178,7 @@ class Writer:
         Raises:
             ConflictError: somebody else committed to the scope.
             UnsupportedTensorError, UnsupportedExtraError: something has no stored form.
+            ExpiredError: somebody else expired what this store had still to read, or to compare.
             StoreBusyError, StorageError: the database could not be written.
         """
         forced: frozenset[str] = frozenset()
@@ -188,9 +190,11 @@ class Writer:
                 # Another process thinned the history that this working set continues.
                 if forced:
                     raise
+                if lost := stale.names & capture.carried.keys():
+                    raise _lost(working_set, sorted(lost)) from stale
                 if capture.unchanged:  # not copied, and the live tensors may have moved on
                     working_set.forget_fingerprints()
-                    raise StorageError(
+                    raise ExpiredError(
                         "another process has expired the history that this store continues, and "
                         "with it values that had not changed; commit again, which writes them anew"
                     ) from stale
@@ -206,7 +210,10 @@ class Writer:
         source = self._batches(task)
         capture = task.capture
         every = [*(item.tensor for item in capture.items.values()), *capture.tensors]
-        threaded = not capture.is_copied and pays_for_a_thread(every)
+        nbytes = nbytes_of(every)
+        if not self._repository.has_ample_room(nbytes):
+            self._check_room(_Snapshotting(task.working_set, capture, task.forced))
+        threaded = not capture.is_copied and pays_for_a_thread(nbytes, len(every))
         with ahead(source, _copied, COPIED_BYTES) if threaded else nullcontext(source) as batches:
             first = next(batches, None) or []
             if only_changes and not any(job.item for job in first) and not task.moved():
@@ -217,6 +224,11 @@ class Writer:
             else:
                 batches = chain([first], batches)
             return self._write(task, batches)
+
+    def _check_room(self, task: _Snapshotting) -> None:
+        """Refuse, before anything is written, what cannot fit: everything is hashed twice then."""
+        jobs = chain(task.changed(), task.changed_extras())
+        self._repository.check_room({job.hash(): job.nbytes for job in jobs})
 
     def _batches(self, task: _Snapshotting) -> Iterator[list[Job]]:
         """Hash what changed, in batches; describe each batch after it was handed over."""
@@ -285,6 +297,19 @@ def _holding(job: Job, name: str, ws: WorkingSet) -> Entry | None:
         if parent is entry:
             return None
     return parent if parent is not None and parent.digest == job.hash() else None
+
+
+def _lost(ws: WorkingSet, names: list[str]) -> ExpiredError:
+    """The error for values that nobody holds any more; buffers without a module are given up."""
+    for name in names:
+        if name not in ws.params:
+            del ws.stored[name]
+    return ExpiredError(
+        f"another process has expired and freed values that this store was to carry on unread: "
+        f"{', '.join(map(repr, names[:5]))}{' …' if len(names) > 5 else ''}. Give parameters new "
+        f"values, or delete them; bind the module of a buffer, or commit again without it; or take "
+        f"the newest snapshot with store.resume()"
+    )
 
 
 def _copied(batch: list[Job]) -> int:

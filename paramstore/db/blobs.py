@@ -95,6 +95,12 @@ def digests(connection: Connection, ids: Iterable[int]) -> dict[int, bytes]:
     return dict(tuple(row) for row in select_in(connection, _DIGESTS, ids))
 
 
+def stored(database: Database, digests: Iterable[bytes]) -> set[bytes]:
+    """Return those digests of large blobs that are in the database."""
+    batches = batched(digests, VARIABLES)
+    return {d for batch in batches for d, _ in database.fetch(_BY_DIGEST, {"values": batch})}
+
+
 def read(
     database: Database, ids: Iterable[int] | Mapping[int, int]
 ) -> Iterator[tuple[int, int, bytes]]:

@@ -11,7 +11,7 @@ from typing import Final
 
 from sqlalchemy import bindparam, select
 
-from paramstore.db import blobs, changes, queries, reading
+from paramstore.db import blobs, changes, queries, reading, room
 from paramstore.db.engine import Database
 from paramstore.db.records import Draft, Entry, Manifest, NewBlob, NewEntry, StaleEntries
 from paramstore.db.schema import blobs as blob_table
@@ -76,6 +76,25 @@ class Repository:
             unclaimed = dict(self._unclaimed)
             yield Transaction(connection, unclaimed)
         self._unclaimed = unclaimed
+
+    def has_ample_room(self, nbytes: int) -> bool:
+        """Whether so many bytes fit on the disk for sure; else ``check_room`` knows better.
+
+        Raises:
+            StorageError: the file is gone.
+        """
+        return room.is_ample(self.database, nbytes)
+
+    def check_room(self, sizes: Mapping[bytes, int]) -> None:
+        """Refuse what cannot fit on the disk.
+
+        Args:
+            sizes: bytes of what is to be written, by digest.
+
+        Raises:
+            StorageError: what of it is not stored yet is more than what is free.
+        """
+        room.check(self.database, sizes)
 
     def tag(self, snapshot: Snapshot, name: str, *, move: bool = False) -> None:
         """Let a tag point to a snapshot.
