@@ -6,20 +6,20 @@ Imports alembic only when there is something to migrate; must never create a tab
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Executable, Select, column, func, select, table, text
+from sqlalchemy import Connection, Executable, Select, column, select, table, text
 
 from paramstore.db import scripts, sqlite, strangers
-from paramstore.db.backup import backup as back_up
-from paramstore.db.drift import clashes, drift
+from paramstore.db.drift import drift
 from paramstore.db.engine import Database
 from paramstore.db.schema import REVISION, VERSION_TABLE
+from paramstore.db.transition import change, check_names, copied
 from paramstore.errors import (
-    CorruptError,
     ForeignDatabaseError,
     InvalidInputError,
     NotFoundError,
@@ -32,8 +32,6 @@ from paramstore.revisions import Migrated, Revisions
 
 _TABLES: Final = text("SELECT name FROM sqlite_master WHERE type = 'table'")
 _REVISION: Final[Select[Any]] = select(column("version_num")).select_from(table(VERSION_TABLE))
-_INTEGRITY: Final = text("PRAGMA integrity_check(1)")
-_NEWEST_IDS: Final = text("SELECT name, seq FROM sqlite_sequence")
 
 
 def prepare(database: Database, *, create: bool) -> None:
@@ -185,7 +183,7 @@ def _revision(
         raise ForeignDatabaseError(
             f"{database.name} is an SQLite database of another program (there is no revision in a "
             f"table {VERSION_TABLE!r}); give another path, or have a store beside its tables: "
-            f"paramstore db upgrade --share {database.path}"
+            f"paramstore db upgrade --share {_quoted(database)}"
         )
     return str(found[0][0])
 
@@ -213,13 +211,17 @@ def _other_version(database: Database, found: str) -> SchemaError:
     if found in scripts.known():
         return SchemaTooOldError(
             f"{database.name} has revision {found!r}, this version of paramstore reads "
-            f"{REVISION!r}; run: paramstore db upgrade {database.path}"
+            f"{REVISION!r}; run: paramstore db upgrade {_quoted(database)}"
         )
     return SchemaTooNewError(
         f"{database.name} has revision {found!r}, which is newer than {REVISION!r}, the newest "
         f"that this version of paramstore knows; upgrade paramstore, or let the newer one bring "
-        f"the file back: paramstore db downgrade {database.path} {REVISION}"
+        f"the file back: paramstore db downgrade {REVISION} {_quoted(database)}"
     )
+
+
+def _quoted(database: Database) -> str:
+    return shlex.quote(str(database.path))
 
 
 # -- migrating ---------------------------------------------------------------------
@@ -243,75 +245,9 @@ def _migrate(database: Database, seen: str | None, after: str, *, backup: bool) 
         if before != after:
             # A migration changes rows, at which a trigger would act.
             strangers.check_tables(database.name, strangers.objects(database))
-            kept = _copy(database, database.path, before) if backup else None
-            _change(database, connection, before, after)
+            if before is None:
+                check_names(database, connection, after)
+            # The copy gets its name when all is done but the COMMIT, and is gone where it is not.
+            with copied(database, database.path, before) if backup else nullcontext() as kept:
+                change(database, connection, before, after)
     return Migrated(path=database.path, before=before, after=after, backup=kept)
-
-
-def _copy(database: Database, path: Path, revision: str | None) -> Path:
-    target = path.with_name(f"{path.name}.{revision or 'no-store'}.bak")
-    if target.exists():
-        raise InvalidInputError(
-            f"{str(target)!r} exists, perhaps from a migration that was interrupted: move it away, "
-            f"or keep it as the backup and pass backup=False (--no-backup). Nothing was changed"
-        )
-    back_up(database, target)
-    copied = Database(target, mode="rw", timeout=database.timeout)
-    try:
-        problems = [line for (line,) in copied.fetch(_INTEGRITY) if line != "ok"]
-    finally:
-        copied.close()
-    if problems:
-        raise CorruptError(
-            f"{database.name} is damaged: {problems[0]}. Its copy {str(target)!r} stays; salvage "
-            f"one of them before you migrate. Nothing was changed"
-        )
-    return target
-
-
-def _change(database: Database, connection: Connection, before: str | None, after: str) -> None:
-    made, wanted = scripts.made_by(before) if before else [], scripts.made_by(after)
-    if before is None and (taken := clashes(scripts.made_in(connection), wanted)):
-        raise ForeignDatabaseError(
-            f"{database.name} cannot hold a store beside its own tables: it has something of the "
-            f"names {', '.join(map(repr, taken))}, which the store needs. Nothing was changed"
-        )
-    tables = [thing.name for thing in made if thing.kind == "table"]
-    contents = _contents(connection, tables)
-    _run(database, connection, before, after)
-    now = _contents(connection, tables)
-    lost = sorted(name for name, count in contents.items() if now.get(name, -1) < count)
-    dangling = [
-        row for made in wanted if made.kind == "table" for row in _dangling(connection, made)
-    ]
-    if lost or dangling:
-        raise SchemaError(
-            f"{database.name}: the migration to {after!r} lost rows of {lost} and left "
-            f"{len(dangling)} dangling references; nothing was changed"
-        )
-
-
-def _run(database: Database, connection: Connection, before: str | None, after: str) -> None:
-    from alembic.util import CommandError
-
-    known = scripts.known()
-    down = before is not None and known.index(after) < known.index(before)
-    try:
-        scripts.run(connection, after, down=down)
-    except CommandError as error:
-        raise SchemaError(f"{database.name}: {error}. Nothing was changed") from error
-
-
-def _contents(connection: Connection, tables: list[str]) -> dict[str, int]:
-    """Count the rows of tables that exist, and tell the newest id that each has ever had."""
-    existing = {name for (name,) in connection.execute(_TABLES)}.intersection(tables)
-    counts = {name: select(func.count()).select_from(table(name)) for name in existing}
-    found = {name: connection.execute(count).scalar_one() for name, count in counts.items()}
-    if existing:
-        newest = connection.execute(_NEWEST_IDS).all()
-        found |= {f"ids of {name}": seq for name, seq in newest if name in existing}
-    return found
-
-
-def _dangling(connection: Connection, made: scripts.Made) -> list[Any]:
-    return list(connection.execute(text(f'PRAGMA foreign_key_check("{made.name}")')))

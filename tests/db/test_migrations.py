@@ -102,6 +102,7 @@ def test_a_damaged_file_is_not_migrated(old: Path) -> None:
     with pytest.raises(errors.CorruptError, match="salvage"):
         migrate.upgrade(old)
     assert old.read_bytes() == before
+    assert not list(old.parent.glob("*.bak*"))
 
 
 def test_a_trigger_of_a_stranger_s_does_not_act_at_an_upgrade(old: Path) -> None:
@@ -124,7 +125,7 @@ def test_nobody_commits_between_the_copy_and_the_upgrade(
             assert other.execute("SELECT count(*) FROM snapshots").fetchone()[0] > 0
         return made
 
-    monkeypatch.setattr("paramstore.db.migrate.back_up", copy_and_disturb)
+    monkeypatch.setattr("paramstore.db.transition.backup", copy_and_disturb)
     assert migrate.upgrade(old).backup
 
 
@@ -147,8 +148,9 @@ def test_a_downgrade_that_would_lose_something_says_what_and_changes_nothing(old
     database.close()
     before = dump(old)
     with pytest.raises(errors.SchemaError, match=r"'0001' has no column 'origin'.* 1 times"):
-        migrate.downgrade(old, "0001", backup=False)
+        migrate.downgrade(old, "0001")
     assert dump(old) == before
+    assert {file.name for file in old.parent.iterdir()} == {"run.db", "run.db-journal"}
     run(old, "UPDATE snapshots SET origin = NULL")
     assert migrate.downgrade(old, "0001", backup=False).after == "0001"
 
@@ -189,7 +191,7 @@ def test_a_downgrade_of_a_newer_file_is_the_newer_version_s(old: Path) -> None:
     run(old, f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
     for verb in (migrate.upgrade, migrate.check, lambda p: migrate.downgrade(p, "0001")):
         with pytest.raises(
-            errors.SchemaTooNewError, match=f"'9999'.*{REVISION!r}.*downgrade {old} {REVISION}"
+            errors.SchemaTooNewError, match=f"'9999'.*{REVISION!r}.*downgrade {REVISION} {old}"
         ):
             verb(old)
     assert migrate.current(old) == ("9999", REVISION)
