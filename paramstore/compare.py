@@ -14,6 +14,7 @@ from torch import Tensor
 
 from paramstore.diff import Change, Diff
 from paramstore.errors import UnknownConstraintError
+from paramstore.progress import progress
 from paramstore.reader import SnapshotView
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ def compare(before: SnapshotView, after: SnapshotView) -> Diff:
     old, new = before.manifest, after.manifest
     common = [name for name in new.entries if name in old.entries]
     differing = [n for n in common if _content(old.entries[n]) != _content(new.entries[n])]
-    changes = [
-        _change(name, old.entries[name], new.entries[name], before, after) for name in differing
-    ]
+    changes = []
+    with progress("comparing parameters", len(differing)) as advance:
+        for name in differing:
+            changes.append(_change(name, old.entries[name], new.entries[name], before, after))
+            advance(1)
     return Diff(
         before=before.snapshot,
         after=after.snapshot,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,10 @@ Advance = Callable[[int], None]
 """Say that so much more of the work is done."""
 
 
+_terminal = threading.Lock()
+"""Held by the bar that is shown; what goes on inside or beside it shows none."""
+
+
 @contextmanager
 def progress(
     what: str, total: int | None = None, *, unit: Literal["", "bytes"] = ""
@@ -31,7 +36,7 @@ def progress(
     """Yield a function to be called with how much has been done since its last call.
 
     The bar appears on standard error after a second, if that is a terminal or a notebook, and is
-    gone when the block ends. ``PARAMSTORE_PROGRESS=0`` silences it.
+    gone when the block ends; only one is shown at a time. ``PARAMSTORE_PROGRESS=0`` silences it.
 
     Args:
         what: What is being done, e.g. ``"reading tensors"``.
@@ -49,26 +54,32 @@ def progress(
 
 
 class _Bar:
-    """Counts until it is worth a bar, and draws from then on."""
+    """Counts until it is worth a bar, and draws from then on; several threads may count."""
 
     def __init__(self, what: str, total: int | None, unit: str) -> None:
         self._what, self._total, self._unit = what, total, unit
         self._done = 0
+        self._lock = threading.Lock()
         self._shown_from = time.monotonic() + AFTER
         self._drawn: Progress | None = None
 
     def advance(self, amount: int) -> None:
-        self._done += amount
-        if self._drawn is None and time.monotonic() >= self._shown_from:
-            self._drawn = _drawn(self._unit)
-            self._drawn.add_task(self._what, total=self._total)
-            self._drawn.start()
-        if self._drawn is not None:
-            self._drawn.update(self._drawn.task_ids[0], completed=self._done)
+        with self._lock:
+            self._done += amount
+            if self._drawn is None and self._is_due() and _terminal.acquire(blocking=False):
+                self._drawn = _drawn(self._unit)
+                self._drawn.add_task(self._what, total=self._total)
+                self._drawn.start()
+            if self._drawn is not None:
+                self._drawn.update(self._drawn.task_ids[0], completed=self._done)
+
+    def _is_due(self) -> bool:
+        return time.monotonic() >= self._shown_from
 
     def stop(self) -> None:
         if self._drawn is not None:
             self._drawn.stop()
+            _terminal.release()
 
 
 def _drawn(unit: str) -> Progress:

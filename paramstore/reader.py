@@ -23,6 +23,7 @@ from paramstore.constraints import from_spec, is_identity, is_static, transform_
 from paramstore.errors import CorruptError, ParamNotFoundError, RestoreInterruptedError
 from paramstore.header import check_shape, data_bytes
 from paramstore.modes import outside_modes
+from paramstore.progress import Advance, progress
 from paramstore.refs import suggest
 from paramstore.tensors import Filler
 
@@ -105,11 +106,11 @@ class Reader:
         """
         digests = {entry.blob_id: entry.digest for entry in entries}
 
-        def bad(sizes: Mapping[int, int]) -> list[int]:
-            found = {blob_id: _digest(chunks) for blob_id, chunks in self._blobs(sizes)}
+        def bad(sizes: Mapping[int, int], advance: Advance) -> list[int]:
+            found = {blob_id: _digest(chunks) for blob_id, chunks in self._blobs(sizes, advance)}
             return [blob_id for blob_id in sizes if found.get(blob_id) != digests[blob_id]]
 
-        damaged = set(_in_parallel(bad, _sizes(entries)))
+        damaged = set(_in_parallel("checking tensors", bad, _sizes(entries)))
         if damaged:
             raise self._corrupt(entries, damaged, snapshot)
 
@@ -139,9 +140,9 @@ class Reader:
         for entry, tensor in pairs:
             targets[entry.blob_id].append((entry, tensor))
 
-        def unfilled(sizes: Mapping[int, int]) -> list[int]:
+        def unfilled(sizes: Mapping[int, int], advance: Advance) -> list[int]:
             left = dict.fromkeys(sizes)
-            for blob_id, chunks in self._blobs(sizes):
+            for blob_id, chunks in self._blobs(sizes, advance):
                 fillers = [(entry.name, Filler(tensor)) for entry, tensor in targets[blob_id]]
                 digest = targets[blob_id][0][0].digest if verify else None
                 if tensors.fill([filler for _, filler in fillers], chunks, digest):
@@ -149,12 +150,15 @@ class Reader:
                 touched.extend(name for name, filler in fillers if filler.touched)
             return list(left)
 
-        return set(_in_parallel(unfilled, _sizes(entry for entry, _ in pairs)))
+        sizes = _sizes(entry for entry, _ in pairs)
+        return set(_in_parallel("reading tensors", unfilled, sizes))
 
-    def _blobs(self, sizes: Mapping[int, int]) -> Iterator[tuple[int, Iterator[bytes]]]:
+    def _blobs(
+        self, sizes: Mapping[int, int], advance: Advance
+    ) -> Iterator[tuple[int, Iterator[bytes]]]:
         rows = self._repository.read_blobs(sizes)
         for blob_id, group in groupby(rows, key=itemgetter(0)):
-            yield blob_id, (chunk for _, _, chunk in group)
+            yield blob_id, _counted(group, advance)
 
     def _corrupt(
         self,
@@ -403,15 +407,24 @@ def _sizes(entries: Iterable[Entry]) -> dict[int, int]:
     return {entry.blob_id: entry.nbytes for entry in entries}
 
 
-def _in_parallel(work: Callable[[Mapping[int, int]], list[T]], sizes: Mapping[int, int]) -> list[T]:
+def _counted(rows: Iterable[tuple[int, int, bytes]], advance: Advance) -> Iterator[bytes]:
+    for _, _, chunk in rows:
+        yield chunk
+        advance(len(chunk))
+
+
+def _in_parallel(
+    what: str, work: Callable[[Mapping[int, int], Advance], list[T]], sizes: Mapping[int, int]
+) -> list[T]:
     """Run ``work`` on blobs and their lengths, in order of row, halved by bytes where large."""
     total = sum(sizes.values())
-    if total < _PARALLEL_FROM or len(sizes) < _READERS:
-        return work(dict(sorted(sizes.items())))
-    parts: list[dict[int, int]] = [{} for _ in range(_READERS)]
-    done = 0
-    for blob_id, nbytes in sorted(sizes.items()):
-        parts[min(done * _READERS // total, _READERS - 1)][blob_id] = nbytes
-        done += nbytes
-    with ThreadPoolExecutor(_READERS, "paramstore-reader") as pool:
-        return [found for part in pool.map(work, parts) for found in part]
+    with progress(what, total, unit="bytes") as advance:
+        if total < _PARALLEL_FROM or len(sizes) < _READERS:
+            return work(dict(sorted(sizes.items())), advance)
+        parts: list[dict[int, int]] = [{} for _ in range(_READERS)]
+        done = 0
+        for blob_id, nbytes in sorted(sizes.items()):
+            parts[min(done * _READERS // total, _READERS - 1)][blob_id] = nbytes
+            done += nbytes
+        with ThreadPoolExecutor(_READERS, "paramstore-reader") as pool:
+            return [found for part in pool.map(work, parts) for found in part]

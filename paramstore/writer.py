@@ -23,6 +23,7 @@ from paramstore.jobs import (
     values_of,
 )
 from paramstore.pipeline import ahead
+from paramstore.progress import Advance, progress
 from paramstore.request import Request
 from paramstore.working_set import Item, Stored, WorkingSet
 
@@ -223,7 +224,10 @@ class Writer:
                 batches = iter(rest)
             else:
                 batches = chain([first], batches)
-            return self._write(task, batches)
+            if capture.is_copied:  # training goes on beside it, and may print
+                return self._write(task, batches)
+            with progress("writing tensors", unit="bytes") as advance:
+                return self._write(task, _counted(batches, advance))
 
     def _check_room(self, task: _Snapshotting) -> None:
         """Refuse, before anything is written, what cannot fit: everything is hashed twice then."""
@@ -310,6 +314,12 @@ def _lost(ws: WorkingSet, names: list[str]) -> ExpiredError:
         f"values, or delete them; bind the module of a buffer, or commit again without it; or take "
         f"the newest snapshot with store.resume()"
     )
+
+
+def _counted(batches: Iterator[list[Job]], advance: Advance) -> Iterator[list[Job]]:
+    for batch in batches:
+        yield batch
+        advance(sum(job.nbytes for job in batch))
 
 
 def _copied(batch: list[Job]) -> int:

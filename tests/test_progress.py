@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
+from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 
+import paramstore
 from paramstore import progress as module
 from paramstore.progress import progress
 
@@ -29,6 +34,12 @@ def shown(to: io.StringIO, *amounts: int, unit: Literal["", "bytes"] = "") -> st
     with redirect_stderr(to), progress("counting [sheep]", 10, unit=unit) as advance:
         for amount in amounts:
             advance(amount)
+    return to.getvalue()
+
+
+def shown_as(what: str, to: io.StringIO) -> str:
+    with redirect_stderr(to), progress(what, 1) as advance:
+        advance(1)
     return to.getvalue()
 
 
@@ -54,6 +65,59 @@ def test_a_variable_silences_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_pipe_gets_nothing() -> None:
     assert shown(io.StringIO(), 3, 4) == ""
+
+
+def test_work_inside_other_work_shows_one_bar() -> None:
+    terminal = Terminal()
+    with redirect_stderr(terminal), progress("outer", 2) as outer:
+        outer(1)
+        with progress("inner", 2) as inner:
+            inner(1)
+        outer(1)
+    assert "outer" in terminal.getvalue()
+    assert "inner" not in terminal.getvalue()
+    assert "inner" in shown_as("inner", Terminal())
+
+
+def test_several_threads_count_together() -> None:
+    terminal = Terminal()
+    with redirect_stderr(terminal), progress("counting", 4000) as advance:
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(4):
+                pool.submit(lambda: [advance(1) for _ in range(1000)])
+        advance(0)
+    assert "4000/4000" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("verb", "what"),
+    [
+        (lambda store: store.load_all(), "reading tensors"),
+        (lambda store: store.restore(1), "checking tensors"),
+        (lambda store: store.diff(1, 2), "comparing parameters"),
+        (lambda store: store.commit(), "writing tensors"),
+    ],
+)
+def test_what_goes_through_tensors_shows_a_bar(
+    path: Path, verb: Callable[[paramstore.ParamStoreDict], object], what: str
+) -> None:
+    with paramstore.open(path) as store:
+        for value in (0.0, 1.0):
+            store["w"] = torch.full((300_000,), value)
+            store.commit()
+    terminal = Terminal()
+    with paramstore.open(path) as store, redirect_stderr(terminal):
+        store["new"] = torch.ones(300_000)
+        verb(store)
+    assert what in terminal.getvalue()
+
+
+def test_a_commit_in_the_background_shows_none(path: Path) -> None:
+    terminal = Terminal()
+    with redirect_stderr(terminal), paramstore.open(path) as store:
+        store["w"] = torch.zeros(300_000)
+        store.commit(wait=False).result()
+    assert terminal.getvalue() == ""
 
 
 def test_an_error_inside_ends_the_bar_and_passes() -> None:
