@@ -1,0 +1,32 @@
+"""SIGKILL at every system call by which a commit comes to the disk, one after the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import runs
+import tally
+from cases import Cases, sample
+from disturb import WRITES, counted, killing, unavailable
+
+pytestmark = [
+    pytest.mark.skipif(bool(unavailable()), reason=unavailable()),
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+]
+
+QUICK = 8
+"""Kills of each run in the quick selection."""
+
+
+@pytest.mark.parametrize("name", runs.RUNS)
+def test_a_run_killed_at_any_system_call_has_lost_nothing_that_was_confirmed(
+    name: str, full: bool, tmp_path: Path
+) -> None:
+    cases = Cases(runs.RUNS[name], tmp_path)
+    trace = f"--trace={','.join(WRITES)}"
+    counts = counted(cases.begin(cases.fresh()), tmp_path / "trace", trace)
+    points = [(call, n) for call in sorted(counts) for n in range(1, counts[call] + 1)]
+    for call, when in points if full else sample(points, QUICK):
+        assert cases.try_one(*killing(call, when)).killed, (call, when)
+        tally.count("kills")
