@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import shutil
 import sqlite3
 import subprocess
@@ -91,6 +92,45 @@ def test_sizes_have_one_row_for_each_snapshot_and_parameter(run: Path) -> None:
         ("try", 1, "big,w"),
     ]
     assert [(scope, version, nbytes) for scope, version, _, nbytes in rows] == sorted(says)
+
+
+def test_metrics_and_tags_have_one_row_each(file: Database, path: Path) -> None:
+    line = Line(Repository(file))
+    line.commit({"w": "1"}, step=10, metrics={"loss": 0.5, "odd": math.nan}, tags=["a", "moves"])
+    line.commit({"w": "2"}, metrics={"loss": 0.25}, tags=["moves"])
+    line.commit({"w": "3"})
+    Line(line.repository, "try").commit({"w": "1"}, step=7, metrics={"loss": -1.0}, tags=["a"])
+    file.close()
+    with closing(sqlite3.connect(path)) as connection:
+        metrics = connection.execute("SELECT scope, version, step, name, value FROM v_metrics")
+        tags = connection.execute("SELECT scope, name, version, step FROM v_tags")
+        assert sorted(metrics, key=str) == [
+            ("main", 1, 10, "loss", 0.5),
+            ("main", 1, 10, "odd", None),
+            ("main", 2, None, "loss", 0.25),
+            ("try", 1, 7, "loss", -1.0),
+        ]
+        assert sorted(tags) == [
+            ("main", "a", 1, 10),
+            ("main", "moves", 2, None),
+            ("try", "a", 1, 7),
+        ]
+        for view in ("v_metrics", "v_tags"):
+            rows = connection.execute(
+                f"SELECT {view}.created_at = v_snapshots.created_at, "
+                f"{view}.version = v_snapshots.version FROM {view} JOIN v_snapshots "
+                "USING (snapshot_id)"
+            ).fetchall()
+            assert set(rows) == {(1, 1)}
+
+
+@pytest.mark.parametrize("view", ["v_metrics", "v_tags"])
+def test_metrics_and_tags_are_found_by_keys(run: Path, view: str) -> None:
+    with closing(sqlite3.connect(run)) as connection:
+        plan = connection.execute(
+            f"EXPLAIN QUERY PLAN SELECT * FROM {view} WHERE scope = 'main' AND name = 'loss'"
+        ).fetchall()
+    assert [row[3].split()[0] for row in plan] == ["SEARCH"] * 3, plan
 
 
 @pytest.mark.skipif(shutil.which("sqlite3") is None, reason="the sqlite3 command is not installed")
