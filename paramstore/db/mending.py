@@ -33,6 +33,7 @@ from paramstore.db.schema import (
     snapshot_params,
     snapshots,
 )
+from paramstore.db.soundness import is_time
 from paramstore.errors import CorruptError, InvalidNameError
 from paramstore.progress import progress
 from paramstore.refs import check_param_name, check_scope_name
@@ -252,7 +253,7 @@ class _Mending:
             version=version,
             parent_id=old.parent_id if has_parent else None,
             step=old.step,
-            created_at=old.created_at if tidying.is_time(old.created_at) else UNKNOWN_TIME,
+            created_at=old.created_at if is_time(old.created_at) else UNKNOWN_TIME,
             message=old.message,
             kind=old.kind,
             params=len(kept),

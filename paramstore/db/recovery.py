@@ -237,14 +237,15 @@ def _sized(page: bytes, size: int) -> bytes:
 
 
 def _new_page(folder: Path, *, compacted: bool) -> bytes:
-    """Return the first page of a new store, whose tables have the roots that they always get."""
-    path = folder / "new.db"
+    """Return the first page of a new store, whose tables have the roots that they always get.
+
+    It is made in that folder, which is the caller's to empty.
+    """
+    path = folder / ("compacted.db" if compacted else "new.db")
     database = Database.open(path)
     try:
         if compacted:
             database.outside_transaction(lambda connection: connection.execute("VACUUM").close())
     finally:
         database.close()
-    page = read_start(path, _FIRST)
-    path.unlink()
-    return page
+    return read_start(path, _FIRST)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from typing import Any, Final
 
 from blake3 import blake3
 from sqlalchemy import BindParameter, Executable, bindparam, func, select, text
 
 from paramstore.damage import Problem
-from paramstore.db import queries
 from paramstore.db.bulk import VARIABLES, batched
 from paramstore.db.engine import Database
 from paramstore.db.reading import altered, read_rows
@@ -62,6 +62,7 @@ _HEADS = (
     select(
         scopes.c.name,
         scopes.c.head_version,
+        scopes.c.created_at,
         func.max(snapshots.c.version).label("newest"),
         func.count(snapshots.c.id).label("kept"),
     )
@@ -214,10 +215,13 @@ def _entries(database: Database, snapshot_id: int, ref: str) -> list[Any]:
 
 def check_versions(database: Database) -> Iterator[Problem]:
     """Look for heads that are not the newest snapshot, and for parents that never were expired."""
-    queries.list_scopes(database)
-    expired = 0
-    for name, head, newest, kept in database.fetch(_HEADS):
-        expired += head - kept
+    for name, head, created_at, newest, _ in database.fetch(_HEADS):
+        if not is_time(created_at):
+            yield Problem(
+                kind="row",
+                message=f"scope {name!r} was begun at {created_at!r}, which is no time",
+                advice=SALVAGE,
+            )
         if newest != head:
             yield Problem(
                 kind="version",
@@ -226,20 +230,23 @@ def check_versions(database: Database) -> Iterator[Problem]:
                 snapshots=(f"{name}@{head}",),
                 advice=RESTORE,
             )
-    lost = database.fetch(_LOST_PARENTS)
-    # A parent may have been expired; more of them than versions that are missing, or one that
-    # would be younger, cannot.
-    impossible = [row for row in lost if row.parent_id >= row.id]
-    if len({row.parent_id for row in lost}) > expired:
-        impossible = lost
-    for row in impossible:
-        ref = f"{row.name}@{row.version}"
+    for ref in _orphaned(database) and _orphaned(database):  # an expiry may fall in between
         yield Problem(
             kind="parent",
             message=f"the parent of {ref} does not exist, and has not been expired",
             snapshots=(ref,),
             advice=f"{ref} itself is whole, unless it is listed; {SALVAGE}",
         )
+
+
+def _orphaned(database: Database) -> list[str]:
+    """Find snapshots whose parent does not exist, although it cannot have been expired."""
+    lost = database.fetch(_LOST_PARENTS)
+    expired = sum(row.head_version - row.kept for row in database.fetch(_HEADS))
+    # More of them than versions that are missing, or one that would be younger.
+    if len({row.parent_id for row in lost}) <= expired:
+        lost = [row for row in lost if row.parent_id >= row.id]
+    return [f"{row.name}@{row.version}" for row in lost]
 
 
 def check_tags(database: Database) -> Iterator[Problem]:
@@ -334,6 +341,15 @@ def places(
         row_id: (tuple(sorted(names)), tuple(f"{s}@{v}" for s, v in sorted(refs)))
         for row_id, (names, refs) in found.items()
     }
+
+
+def is_time(text: object) -> bool:
+    """Whether what stands in the tables is a time."""
+    try:
+        datetime.fromisoformat(str(text))
+    except ValueError:
+        return False
+    return True
 
 
 def some(names: Iterable[str]) -> str:

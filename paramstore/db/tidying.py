@@ -6,7 +6,6 @@ Moves tags and heads after them, and deletes what nothing needs; must never touc
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -29,7 +28,7 @@ from paramstore.db.schema import (
     snapshots,
     tags,
 )
-from paramstore.db.soundness import NOT_WHERE_FIRST_STORED
+from paramstore.db.soundness import NOT_WHERE_FIRST_STORED, is_time
 
 _OWNERS = select(param_versions.c.id, param_versions.c.version, params.c.scope_id).join_from(
     param_versions, params, params.c.id == param_versions.c.param_id
@@ -106,12 +105,3 @@ def _delete_orphans(connection: Connection, table: Any, *users: Any) -> None:
 def delete(connection: Connection, table: Any, where: Any) -> None:
     """Delete some rows of a table."""
     connection.execute(table.delete().where(where))
-
-
-def is_time(text: str) -> bool:
-    """Whether a text in the tables is a time."""
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        return False
-    return True

@@ -183,10 +183,10 @@ class Verification:
 
     def expected_nbytes(self) -> int:
         """How many bytes the sample has, more or less."""
+        total = 0
         with self._reading():
             ((_, total),) = self.database.fetch(_SIZES)
-            return int(total * self._sample)
-        return 0
+        return int(total * self._sample)
 
     def stored_values(self) -> Iterator[list[StoredValue]]:
         """Yield the values whose bytes are in the sample, those of a few MiB at a time."""
@@ -329,9 +329,10 @@ class Verification:
 
     def holders(self, value_ids: Iterable[int]) -> dict[int, Owner]:
         """Find the names and snapshots that hold some values, by row of the value."""
+        found: dict[int, Owner] = {}
         with self._reading():
-            return soundness.places(self.database, param_versions.c.id, value_ids)
-        return {}
+            found = soundness.places(self.database, param_versions.c.id, value_ids)
+        return found
 
     def _owners(self) -> dict[int, Owner]:
         """The parameters and snapshots that hold each damaged tensor."""
