@@ -9,11 +9,9 @@ from contextlib import suppress
 
 from paramstore.db import collection, expiry, occupancy
 from paramstore.db.engine import Database
-from paramstore.errors import ExpiredError, NotFoundError
-from paramstore.refs import parse_ref
+from paramstore.errors import ExpiredError
 from paramstore.retention import Expired, Policy
 from paramstore.session import HasSession, Session
-from paramstore.snapshot import Snapshot
 from paramstore.usage import Collected, Usage
 
 
@@ -88,19 +86,10 @@ def _read_what_may_go(session: Session) -> None:
     """
     with session.lock:
         for ws in session.scopes.working_sets():
-            held = ws.parent_entries if _exists(session, ws.parent) else {}
+            exists = ws.parent is not None and session.repository.exists(ws.parent)
+            held = ws.parent_entries if exists else {}
             versions = {entry.param_version_id for entry in held.values()}
             unread = (ws.stored[name].entry for name in ws.params.unread())
             if any(entry.param_version_id not in versions for entry in unread):
                 with suppress(ExpiredError):  # gone already; whoever touches one is told
                     ws.params.load()
-
-
-def _exists(session: Session, snapshot: Snapshot | None) -> bool:
-    if snapshot is None:
-        return False
-    try:
-        session.repository.resolve(parse_ref(snapshot), snapshot.scope)
-    except NotFoundError:
-        return False
-    return True

@@ -20,7 +20,13 @@ from torch.distributions.constraints import Constraint
 
 from paramstore import extras, tensors
 from paramstore.constraints import from_spec, is_identity, is_static, transform_of
-from paramstore.errors import CorruptError, ParamNotFoundError, RestoreInterruptedError
+from paramstore.errors import (
+    CorruptError,
+    DatabaseError,
+    ExpiredError,
+    ParamNotFoundError,
+    RestoreInterruptedError,
+)
 from paramstore.header import check_shape, data_bytes
 from paramstore.modes import outside_modes
 from paramstore.progress import Advance, progress
@@ -82,7 +88,7 @@ class Reader:
         targets = [tensors.empty(entry.dtype, entry.stored_shape) for entry in entries]
         damaged = self._copy(list(zip(entries, targets, strict=True)), [], verify=True)
         if damaged:
-            raise self._corrupt(entries, damaged, snapshot)
+            raise self._unreadable(entries, damaged, snapshot)
         return targets
 
     def _impossible(self, entries: Sequence[Entry]) -> set[int]:
@@ -112,7 +118,7 @@ class Reader:
 
         damaged = set(_in_parallel("checking tensors", bad, _sizes(entries)))
         if damaged:
-            raise self._corrupt(entries, damaged, snapshot)
+            raise self._unreadable(entries, damaged, snapshot)
 
     def fill(
         self, pairs: Sequence[tuple[Entry, Tensor]], *, snapshot: Snapshot | None = None
@@ -129,8 +135,10 @@ class Reader:
         touched: list[str] = []
         damaged = self._copy(pairs, touched, verify=False)
         if damaged:
-            error = self._corrupt([entry for entry, _ in pairs], damaged, snapshot)
-            raise _interrupted(error, touched) if touched else error
+            entries = [entry for entry, _ in pairs]
+            if not touched:
+                raise self._unreadable(entries, damaged, snapshot)
+            raise _interrupted(self._corrupt(entries, damaged, snapshot), touched)
 
     def _copy(
         self, pairs: Sequence[tuple[Entry, Tensor]], touched: list[str], *, verify: bool
@@ -159,6 +167,28 @@ class Reader:
         rows = self._repository.read_blobs(sizes)
         for blob_id, group in groupby(rows, key=itemgetter(0)):
             yield blob_id, _counted(group, advance)
+
+    def _unreadable(
+        self,
+        entries: Sequence[Entry],
+        damaged: set[int],
+        snapshot: Snapshot | None,
+        what: str | None = None,
+    ) -> DatabaseError:
+        """The error for bytes that are not there, or not those that were written."""
+        lost = [entry for entry in entries if entry.blob_id in damaged]
+        if snapshot is None and not self._repository.any_exists(lost):
+            return ExpiredError(
+                f"{_some(repr(entry.name) for entry in lost)} had not been read yet when another "
+                f"process expired the snapshot and freed it; store.resume() continues the newest "
+                f"one"
+            )
+        if snapshot is not None and not self._repository.exists(snapshot):
+            return ExpiredError(
+                f"{snapshot.ref} has been expired by another process, and freed; take one that "
+                f"store.log() lists"
+            )
+        return self._corrupt(entries, damaged, snapshot, what)
 
     def _corrupt(
         self,
@@ -222,7 +252,7 @@ class Reader:
             blob_id, digest, nbytes = manifest.extra_blobs[seq]
             chunks = [chunk for _, _, chunk in self._repository.read_blobs({blob_id: nbytes})]
             if _digest(chunks) != digest:
-                raise self._corrupt([], {blob_id}, manifest.snapshot, f"the {what}")
+                raise self._unreadable([], {blob_id}, manifest.snapshot, f"the {what}")
             return tensors.decode(b"".join(chunks))
 
         return {

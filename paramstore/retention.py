@@ -109,7 +109,8 @@ class KeepWithin(Policy):
     """How much older; more than nothing."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.age, timedelta) or self.age <= timedelta(0):
+        age: object = self.age
+        if not isinstance(age, timedelta) or age <= timedelta(0):
             raise InvalidInputError(
                 f"KeepWithin takes a positive datetime.timedelta, such as timedelta(days=7), got "
                 f"{self.age!r}"
@@ -142,7 +143,8 @@ class KeepBest(Policy):
     """Whether more is better."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.metric, str) or not self.metric:
+        metric: object = self.metric
+        if not isinstance(metric, str) or not metric:
             raise InvalidInputError(f"KeepBest takes the name of a metric, got {self.metric!r}")
         _check_count("KeepBest", "n", self.n)
         if self.mode not in ("max", "min"):

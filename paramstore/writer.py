@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from paramstore.capture import Capture
 from paramstore.db.repository import Draft, Entry, NewEntry, StaleEntries
-from paramstore.errors import DatabaseError, StorageError
+from paramstore.errors import DatabaseError, ExpiredError
 from paramstore.jobs import (
     Job,
     batched,
@@ -189,8 +189,6 @@ class Writer:
                 return self._commit(task, only_changes=only_changes)
             except StaleEntries as stale:
                 # Another process thinned the history that this working set continues.
-                if forced:
-                    raise
                 if lost := stale.names & capture.carried.keys():
                     raise _lost(working_set, sorted(lost)) from stale
                 if capture.unchanged:  # not copied, and the live tensors may have moved on
@@ -199,7 +197,11 @@ class Writer:
                         "another process has expired the history that this store continues, and "
                         "with it values that had not changed; commit again, which writes them anew"
                     ) from stale
-                forced = frozenset(capture.items) | frozenset(stale.names)
+                known, forced = forced, forced | stale.names
+                if stale.blobs:  # of extras: any may be gone, and they are few
+                    forced |= capture.items.keys()
+                if forced == known:
+                    raise
 
     def changed(self, working_set: WorkingSet) -> list[str]:
         """The names whose content is not that of the snapshot the working set continues."""

@@ -25,6 +25,7 @@ from paramstore import ParamStoreDict
 from paramstore.db.repository import Repository, StaleEntries, Transaction
 from paramstore.errors import (
     ConflictError,
+    ExpiredError,
     InvalidInputError,
     ReadOnlyError,
     StorageError,
@@ -441,7 +442,7 @@ def test_history_that_is_gone_is_an_error_once_and_written_anew_then(
 
     with monkeypatch.context() as patch:
         patch.setattr(Transaction, "append", stale)
-        with pytest.raises(StorageError, match=r"expired the history.*commit again"):
+        with pytest.raises(ExpiredError, match=r"expired the history.*commit again"):
             store.commit(wait=False).result()
     handle = store.commit(wait=False)
     assert handle.nbytes == 40

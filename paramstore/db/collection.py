@@ -178,12 +178,13 @@ def _gaps(database: Database, end: int) -> Iterator[tuple[int, list[tuple[int, i
 def _free_some(connection: Connection, gaps: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Delete chunks for as long as a commit may be kept waiting; return the gaps that are left."""
     until = time.monotonic() + HELD
-    for done, (first, end) in enumerate(gaps):
-        deleted = _ROWS
-        while deleted == _ROWS:
+    for done, (first, end) in enumerate(gaps, 1):
+        gap = {"first": first, "end": end}
+        while connection.execute(_DELETE_CHUNKS, gap).rowcount == _ROWS:
             if time.monotonic() > until:
-                return gaps[done:]
-            deleted = connection.execute(_DELETE_CHUNKS, {"first": first, "end": end}).rowcount
+                return gaps[done - 1 :]
+        if time.monotonic() > until:
+            return gaps[done:]
     return []
 
 

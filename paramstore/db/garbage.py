@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, Final
 
-from sqlalchemy import CompoundSelect, bindparam, case, func, select, union
+from sqlalchemy import CompoundSelect, bindparam, case, column, func, select, table, union
 
 from paramstore.db.reading import Fetch
 from paramstore.db.schema import (
@@ -40,6 +40,10 @@ _FREE_BLOBS = select(func.count(), func.coalesce(func.sum(blobs.c.nbytes), 0)).w
 )
 _FREE_VERSIONS = select(func.count()).select_from(
     select(param_versions.c.id).except_(_held).subquery()
+)
+
+_NEWEST_BLOB = (
+    select(column("seq")).select_from(table("sqlite_sequence")).where(column("name") == blobs.name)
 )
 
 _versions_of_scopes = (
@@ -97,6 +101,11 @@ def free_versions(fetch: Fetch) -> int:
     """Count the values of parameters that no snapshot holds."""
     ((count,),) = fetch(_FREE_VERSIONS, {"gone": as_text(())})
     return int(count)
+
+
+def newest_blob(fetch: Fetch) -> int:
+    """Return the largest row that a blob ever had: no chunk has one that is larger."""
+    return max((row.seq for row in fetch(_NEWEST_BLOB, {})), default=0)
 
 
 def held_by_scope(fetch: Fetch) -> dict[int, int]:

@@ -11,11 +11,11 @@ from typing import Final
 
 from sqlalchemy import bindparam, select
 
-from paramstore.db import blobs, changes, queries, reading, room
+from paramstore.db import blobs, bulk, changes, queries, reading, room
 from paramstore.db.engine import Database
 from paramstore.db.records import Draft, Entry, Manifest, NewBlob, NewEntry, StaleEntries
 from paramstore.db.schema import blobs as blob_table
-from paramstore.db.schema import constraint_blobs
+from paramstore.db.schema import constraint_blobs, param_versions, snapshots
 from paramstore.db.transaction import Transaction
 from paramstore.errors import CorruptError
 from paramstore.refs import Ref
@@ -34,6 +34,10 @@ __all__ = [
 
 _MANIFESTS_KEPT: Final = 2  # a diff looks at two
 
+_EXISTS = select(snapshots.c.id).where(snapshots.c.id == bindparam("id"))
+_VERSIONS = select(param_versions.c.id).where(
+    param_versions.c.id.in_(bindparam("values", expanding=True))
+)
 _CONSTRAINT_BLOB = (
     select(blob_table.c.id, blob_table.c.nbytes)
     .join_from(constraint_blobs, blob_table, blob_table.c.id == constraint_blobs.c.blob_id)
@@ -189,6 +193,16 @@ class Repository:
             ScopeNotFoundError, ParamNotFoundError: there is none.
         """
         return queries.history(self.database, scope, name, limit)
+
+    def exists(self, snapshot: Snapshot) -> bool:
+        """Tell whether a snapshot has not been expired since it was read."""
+        return bool(self.database.fetch(_EXISTS, {"id": snapshot.id}))
+
+    def any_exists(self, entries: Iterable[Entry]) -> bool:
+        """Tell whether the value of one entry, at least, has not been freed."""
+        ids = {entry.param_version_id for entry in entries}
+        batches = bulk.batched(ids, bulk.VARIABLES)
+        return any(self.database.fetch(_VERSIONS, {"values": batch}) for batch in batches)
 
     # -- content -------------------------------------------------------------------
 

@@ -11,13 +11,15 @@ from paramstore.db.repository import Repository
 from paramstore.testing import invariants
 
 DAMAGE = {
-    "versions_are_contiguous": [
+    "versions_ascend_to_the_head": [
         "UPDATE snapshots SET version = 9 WHERE version = 2",
+        "UPDATE snapshots SET version = -1 WHERE version = 1",
         "UPDATE scopes SET head_version = 3",
         "INSERT INTO scopes VALUES (9, 'empty', 0, '')",
     ],
-    "parents_exist": [
+    "parents_come_earlier": [
         "UPDATE snapshots SET parent_id = 99 WHERE version = 2",
+        "UPDATE snapshots SET parent_id = 0 WHERE version = 2",
         "UPDATE snapshots SET parent_id = id",
     ],
     "references_resolve": [
@@ -38,7 +40,7 @@ DAMAGE = {
         "UPDATE blobs SET nbytes = nbytes + 1 WHERE id = 1",
         "UPDATE blobs SET dtype = 'F32' WHERE id = 1",
     ],
-    "no_chunk_is_orphaned": [
+    "no_chunk_is_beyond_its_blob": [
         "INSERT INTO chunks VALUES (77 << 20, x'00')",
         "INSERT INTO chunks VALUES ((1 << 20) + 1, x'00')",
     ],
