@@ -30,6 +30,7 @@ _TYPES: Final = {
     "inf_count": "Int64",
     "created_at": "datetime64[us, UTC]",
     "message": "string",
+    "origin": "string",
     "parent": "string",
     "id": "int64",
     "version": "int64",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -321,6 +322,16 @@ def test_drawing_changes_no_setting_of_matplotlib() -> None:
     before = dict(mpl.rcParams)
     History([vector(1)]).plot().draw_without_rendering()
     assert dict(mpl.rcParams) == before
+
+
+def test_the_pictures_of_the_docs_are_small_and_those_that_their_page_draws() -> None:
+    page = Path(__file__).parents[1] / "docs" / "pictures.md"
+    drawn = set(re.findall(r'savefig\("(.*?)"\)', page.read_text()))
+    assert drawn == set(re.findall(r"\]\(pictures/(.*?)\)", page.read_text()))
+    for name in drawn:
+        picture = (page.parent / "pictures" / name).read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        assert len(picture) < 60_000
 
 
 # -- differences -------------------------------------------------------------------
