@@ -44,7 +44,7 @@ def progress(
         unit: ``"bytes"`` shows amounts and speed in bytes.
     """
     if not _is_watched():
-        yield _nothing
+        yield uncounted
         return
     bar = _Bar(what, total, unit)
     try:
@@ -108,5 +108,5 @@ def _is_watched() -> bool:
     return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
 
 
-def _nothing(amount: int) -> None:
-    """Nobody watches."""
+def uncounted(amount: int) -> None:
+    """Count nothing: nobody watches, or it is too quick for a bar."""

@@ -29,7 +29,7 @@ from paramstore.errors import (
 )
 from paramstore.header import check_shape, data_bytes
 from paramstore.modes import outside_modes
-from paramstore.progress import Advance, progress
+from paramstore.progress import Advance, progress, uncounted
 from paramstore.refs import suggest
 from paramstore.tensors import Filler
 
@@ -448,9 +448,11 @@ def _in_parallel(
 ) -> list[T]:
     """Run ``work`` on blobs and their lengths, in order of row, halved by bytes where large."""
     total = sum(sizes.values())
+    if total < _PARALLEL_FROM:
+        return work(dict(sorted(sizes.items())), uncounted)
     with progress(what, total, unit="bytes") as advance:
-        if total < _PARALLEL_FROM or len(sizes) < _READERS:
-            return work(dict(sorted(sizes.items())), advance)
+        if len(sizes) < _READERS:
+            return work(sizes, advance)
         parts: list[dict[int, int]] = [{} for _ in range(_READERS)]
         done = 0
         for blob_id, nbytes in sorted(sizes.items()):

@@ -226,7 +226,7 @@ class Writer:
                 batches = iter(rest)
             else:
                 batches = chain([first], batches)
-            if capture.is_copied:  # training goes on beside it, and may print
+            if not threaded:  # quick, or in the background of a training that may print
                 return self._write(task, batches)
             with progress("writing tensors", unit="bytes") as advance:
                 return self._write(task, _counted(batches, advance))

@@ -103,11 +103,11 @@ def test_what_goes_through_tensors_shows_a_bar(
 ) -> None:
     with paramstore.open(path) as store:
         for value in (0.0, 1.0):
-            store["w"] = torch.full((300_000,), value)
+            store["w"] = torch.full((3_000_000,), value)
             store.commit()
     terminal = Terminal()
     with paramstore.open(path) as store, redirect_stderr(terminal):
-        store["new"] = torch.ones(300_000)
+        store["new"] = torch.ones(3_000_000)
         verb(store)
     assert what in terminal.getvalue()
 
@@ -115,7 +115,7 @@ def test_what_goes_through_tensors_shows_a_bar(
 def test_a_commit_in_the_background_shows_none(path: Path) -> None:
     terminal = Terminal()
     with redirect_stderr(terminal), paramstore.open(path) as store:
-        store["w"] = torch.zeros(300_000)
+        store["w"] = torch.zeros(3_000_000)
         store.commit(wait=False).result()
     assert terminal.getvalue() == ""
 

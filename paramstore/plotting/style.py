@@ -19,7 +19,7 @@ from paramstore.listing import printable
 BLUE: Final = "#0072B2"
 GREEN: Final = "#009E73"
 VERMILLION: Final = "#D55E00"
-PURPLE: Final = "#AA4499"
+PURPLE: Final = "#CC79A7"
 INK: Final = "#222222"
 FAINT: Final = "#666666"
 GRID: Final = "#E4E4E4"
