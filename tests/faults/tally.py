@@ -35,6 +35,11 @@ FAULTS = {
     ),
     "full disk": Fault(what="a disk that is full", promised=_NAMED, where="test_full_disk.py"),
     "power cuts": Fault(what="a power cut", promised=_WHOLE, where="test_power_cut.py"),
+    "migrations": Fault(
+        what="SIGKILL at a system call of an upgrade or a downgrade",
+        promised="the old store or the new one, and a whole copy or none; it can be run again",
+        where="test_killed_migrations.py",
+    ),
     "flips": Fault(
         what="bytes of a file changed", promised=_DAMAGED, where="test_flipped_bytes.py"
     ),
