@@ -22,6 +22,7 @@ from paramstore.testing.conformance.backend import MakeStore
 from paramstore.testing.conformance.dictionary import DictionaryConformance
 from paramstore.testing.conformance.files import FilesConformance
 from paramstore.testing.conformance.history import HistoryConformance
+from paramstore.testing.conformance.housekeeping import HousekeepingConformance
 from paramstore.testing.conformance.modules import ModuleConformance
 from paramstore.testing.conformance.reopening import ReopeningConformance
 from paramstore.testing.conformance.scopes import ScopeConformance
@@ -34,6 +35,7 @@ __all__ = [
     "DictionaryConformance",
     "FilesConformance",
     "HistoryConformance",
+    "HousekeepingConformance",
     "MakeStore",
     "ModuleConformance",
     "ReopeningConformance",
@@ -55,6 +57,7 @@ class StoreConformance(
     HistoryConformance,
     AttachedConformance,
     ScopeConformance,
+    HousekeepingConformance,
 ):
     """What one store object promises; ``make_store()`` gives a new, empty store."""
 

@@ -35,7 +35,7 @@ Params = dict[str, Param]
 
 @dataclass
 class ModelSnapshot:
-    """What a snapshot has to be for ever."""
+    """What a snapshot has to be until it is expired."""
 
     version: int
     parent: str | None
@@ -62,7 +62,7 @@ class ModelScope:
     @property
     def head(self) -> int:
         """The newest version; 0 without any."""
-        return len(self.snapshots)
+        return self.snapshots[-1].version if self.snapshots else 0
 
     def forget(self) -> None:
         """Close the store."""
@@ -97,6 +97,14 @@ class ModelScope:
         self.parent, self.stored = (self.name, made.version), dict(made.params)
         self.seen = made.version
         return made
+
+    def expire(self, last: int, held: set[tuple[str, int]]) -> set[str]:
+        """Forget all but the last snapshots, tagged ones and those in ``held``; name what goes."""
+        kept = {snapshot.version for snapshot in self.snapshots[-last:]} | set(self.tags.values())
+        kept |= {version for scope, version in held if scope == self.name}
+        gone = {f"{self.name}@{s.version}" for s in self.snapshots if s.version not in kept}
+        self.snapshots = [s for s in self.snapshots if s.version in kept]
+        return gone
 
     def rename(self, old: str, new: str) -> None:
         """Give a parameter another name in every snapshot and in the working set."""

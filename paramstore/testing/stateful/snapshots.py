@@ -1,7 +1,7 @@
 """Snapshots against a model in memory: whatever is done, every snapshot keeps its bits.
 
-Random commits, restores, scopes, forks, tags, renames, reopenings and rival writers; must never
-read a tensor of the store before the store would have.
+Random commits, restores, scopes, forks, tags, renames, reopenings, rival writers, expiry and
+garbage collection; must never read a tensor of the store before the store would have.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch.distributions import constraints, transform_to
 from torch.distributions.constraints import Constraint
 
 from paramstore.errors import ConflictError, ScopeError
+from paramstore.retention import KeepLast
 from paramstore.testing.bits import same_bits
 from paramstore.testing.exact import exactly_equal
 from paramstore.testing.stateful.model import ModelScope, ModelSnapshot, Param
@@ -213,6 +214,26 @@ class SnapshotMachine(RuleBasedStateMachine):
             self.store.rename(name, new)
             scope.rename(name, new)
 
+    # -- housekeeping --------------------------------------------------------------
+
+    @rule(last=st.integers(1, 3))
+    def expire(self, last: int) -> None:
+        """Forget what is old, but for what a working set continues."""
+        told = self.store.expire(KeepLast(last), dry_run=True)
+        done = self.store.expire(KeepLast(last))
+        held = {scope.parent for scope in self.scopes.values() if scope.parent}
+        gone = [scope.expire(last, held) for scope in self.scopes.values()]
+        assert {s.ref for s in done.expired} == set().union(*gone)
+        assert (told.expired, told.kept, told.nbytes) == (done.expired, done.kept, done.nbytes)
+
+    @rule()
+    def gc(self) -> None:
+        """Free what nothing holds; no value may change for it."""
+        free = self.store.du().unused_nbytes
+        assert self.store.gc().nbytes == free
+        found = self.store.du()
+        assert (found.unused_nbytes, found.free_nbytes) == (0, 0)
+
     # -- going back ----------------------------------------------------------------
 
     @rule(pick=picks)
@@ -356,7 +377,7 @@ class SnapshotMachine(RuleBasedStateMachine):
         log = reader.log(scope=scope.name)
         wanted = scope.snapshots[::-1]
         assert [s.version for s in log] == [s.version for s in wanted]
-        assert [s.parent for s in log] == [s.parent for s in wanted]
+        assert [s.parent for s in log] == [self._still_there(s.parent) for s in wanted]
         assert [s.step for s in log] == [s.step for s in wanted]
         tags = {tag: s.version for s in log for tag in s.tags}
         assert tags == scope.tags
@@ -365,6 +386,12 @@ class SnapshotMachine(RuleBasedStateMachine):
             must = set(scope.history(name))
             # A value that comes back from an older snapshot may count as a change of itself.
             assert must <= found <= must | scope.returns(name), name
+
+    def _still_there(self, ref: str | None) -> str | None:
+        every = {
+            f"{s.name}@{snapshot.version}" for s in self.scopes.values() for snapshot in s.snapshots
+        }
+        return ref if ref in every else None
 
     def _compare_snapshot(self, reader: Any, scope: str, snapshot: ModelSnapshot) -> None:
         ref = f"{scope}@{snapshot.version}"
