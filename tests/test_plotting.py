@@ -140,6 +140,17 @@ def test_nan_and_inf_are_marked_and_the_first_of_each_is_named() -> None:
     assert [xs for xs, _ in lines(axes)] == [[10, 20, 30, 40]]
 
 
+def test_in_a_narrow_panel_the_warning_stays_inside() -> None:
+    rows = [vector(1000, nan_count=3), vector(1001, nan_count=4, inf_count=1)]
+    figure = plot_histories([History(rows)] * 9)
+    figure.draw_without_rendering()
+    said = "first NaN: step 10,000, first inf: step 10,010"
+    warnings = [text for text in figure.findobj(Text) if text.get_text() == said]
+    assert len(warnings) == 9
+    for axes, drawn in zip(figure.axes, warnings, strict=True):
+        assert drawn.get_window_extent().x0 >= axes.get_window_extent().x0
+
+
 def test_a_scalar_that_is_nan_breaks_the_line() -> None:
     rows = [scalar(1, 1.0), scalar(2, math.nan, nan_count=1), scalar(3, 2.0)]
     figure = History(rows).plot()

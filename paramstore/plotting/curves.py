@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -88,8 +89,11 @@ def about(rows: Sequence[ParamVersion]) -> str:
     return ", ".join([f"{newest.dtype}{shape}", *([kind] if kind != "real" else [])])
 
 
-def warning(rows: Sequence[ParamVersion], *, steps: bool) -> str:
-    """Say where the first value that is not finite is; nothing where all are."""
+def warning(rows: Sequence[ParamVersion], most: int, *, steps: bool) -> str:
+    """Say where the first value that is not finite is; nothing where all are.
+
+    In more than ``most`` characters, it leaves out how many elements that were.
+    """
     said = []
     for what, count_of in (("NaN", _nans), ("inf", _infs)):
         first = next((row for row in rows if count_of(row)), None)
@@ -98,7 +102,8 @@ def warning(rows: Sequence[ParamVersion], *, steps: bool) -> str:
             number = prod(first.shape)
             part = f" ({count_of(first):,} of {number:,})" if number > 1 else ""
             said.append((first.version, f"first {what}: {where}{part}"))
-    return ", ".join(text for _, text in sorted(said))
+    text = ", ".join(text for _, text in sorted(said))
+    return text if len(text) <= most else re.sub(r" \(.*?\)", "", text)
 
 
 def set_scale(axes: Axes, numbers: Iterable[float]) -> None:

@@ -122,8 +122,9 @@ class _Page:
         dress(axes, size)
         name = history[0].name if history else ""
         self._handles |= curves.draw_history(axes, history, self._place, size)
-        said, what = curves.warning(history, steps=self._steps), curves.about(history)
-        if len(said) + len(what) > room(inches, size):
+        most, what = room(inches, size), curves.about(history)
+        said = curves.warning(history, most, steps=self._steps)
+        if len(said) + len(what) > most:
             what = ""
         _title(axes, name, what, size, inches)
         beside(axes, said, "right", size, color=VERMILLION, weight="bold")

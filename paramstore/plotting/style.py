@@ -74,8 +74,8 @@ def beside(
 
 
 def room(inches: float, size: float) -> int:
-    """How many characters of ordinary text fit into a width, about."""
-    return int(inches * 72 / (0.62 * size))
+    """How many characters of ordinary bold text fit into a width, about."""
+    return int(inches * 72 / (0.7 * size))
 
 
 def drawable(text: str) -> str:
