@@ -23,7 +23,7 @@ from paramstore.reader import SnapshotView
 from paramstore.testing.bits import differences
 from paramstore.testing.exact import exactly_equal
 
-LARGE = 6
+LARGE = 3
 """Tensors of 512 KiB in a scope whose name begins with ``large``."""
 
 

@@ -95,8 +95,8 @@ class Run:
 def _small_transactions() -> Iterator[None]:
     """Let a few MiB be as many transactions as 4 GiB are in earnest."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("paramstore.writer.TRANSACTION_BYTES", 1 << 20)
-        patch.setattr("paramstore.jobs.BATCH_BYTES", 1 << 19)
+        patch.setattr("paramstore.writer.TRANSACTION_BYTES", 1 << 19)
+        patch.setattr("paramstore.jobs.BATCH_BYTES", 1 << 18)
         yield
 
 
@@ -206,7 +206,7 @@ RUNS = {
         Run("new scope", new_scope),
         Run("WAL", steps(3, 4), journal="wal"),
         Run("WAL from nothing", steps(1), before=0, journal="wal"),
-        Run("expire and gc", thin(), scope="large", before=5),
+        Run("expire and gc", thin(), scope="large", before=4),
         Run("gc that compacts", thin(compact=True), before=6),
         Run("everything", everything),
     )

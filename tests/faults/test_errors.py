@@ -19,7 +19,7 @@ pytestmark = [
 CALLS = ("pwrite64", "fdatasync", "fsync", "ftruncate", "openat", "pread64")
 # Errors that happen once, and (+) from then on. Not EINTR+: SQLite repeats what was interrupted.
 KINDS = ("ENOSPC", "EIO+", "EIO", "ENOSPC+", "EINTR")
-NAMED = {"StorageError", "CorruptError"}
+NAMED = {"StorageError"}
 QUICK = 8
 """Errors in each run in the quick selection."""
 
@@ -35,7 +35,7 @@ def test_after_an_error_of_any_system_call_the_run_goes_on(
     counts = counted(cases.begin(path, enduring=True), tmp_path / "trace", trace, *ours)
     points = [(call, n) for call in sorted(counts) for n in range(1, counts[call] + 1)]
     kinds = cycle(KINDS)
-    every = [(*point, next(kinds)) for point in points for _ in range(2)]
+    every = [(*point, next(kinds)) for point in points]
     for call, when, kind in every if full else sample(every, QUICK):
         error, more = kind.rstrip("+"), "+" * kind.endswith("+")
         fault = failing(call, error, f"{when}{more}", tmp_path / "trace")

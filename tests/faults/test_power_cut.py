@@ -1,4 +1,4 @@
-"""A power cut at any moment: the files as if only what was synced had reached the disk, and more."""
+"""A power cut at any moment: as if only what was synced had reached the disk, and a bit more."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ pytestmark = [
 
 QUICK = 8
 """Images of each run in the quick selection."""
-FULL = 250
-"""The same in the full one, where there are as many that differ."""
+FULL = 120
+"""The same in the full one."""
 
 Image = tuple[str, list[str], dict[str, bytes]]
 """What was done last, what had been said until then, and the files."""
