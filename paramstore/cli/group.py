@@ -29,7 +29,20 @@ SECTIONS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "tag": ("tags", "Name a snapshot."),
         "untag": ("tags", "Forget the name of a snapshot."),
     },
-    "Look after": {
+    "Move": {
+        "export": ("moving", "Write a snapshot, or one parameter, to a file."),
+        "import": ("moving", "Make a snapshot of the parameters in a file."),
+        "copy": ("lines", "Copy a scope, also into another store."),
+        "rename": ("lines", "Give a scope or a parameter another name."),
+        "drop": ("lines", "Forget a scope."),
+    },
+    "Keep": {
+        "expire": ("keeping", "Forget snapshots by a policy."),
+        "gc": ("keeping", "Free what no snapshot holds."),
+        "du": ("keeping", "What the store takes on the disk."),
+        "verify": ("checking", "Check every row, digest and tensor."),
+        "backup": ("checking", "Copy the store while it is in use."),
+        "salvage": ("checking", "Save what is readable in a damaged store."),
         "doctor": ("doctor", "What is wrong with a store or its place, and what to do."),
         "db": ("schema", "The schema of a store: current, check, upgrade, downgrade."),
     },

@@ -1,0 +1,226 @@
+"""Parameter files of others: written from a snapshot, and read into a new one.
+
+Runs no code of a file that it reads; must never overwrite a file.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from paramstore import archive
+from paramstore.db.repository import Repository
+from paramstore.errors import (
+    InvalidInputError,
+    UnsupportedFileError,
+    UnsupportedTensorError,
+)
+from paramstore.files import new_file
+from paramstore.pickle_rules import check_pickle
+from paramstore.progress import progress
+from paramstore.reader import Reader, SnapshotView
+from paramstore.snapshot import Snapshot
+from paramstore.store import ParamStoreDict
+
+KINDS: Final = (".safetensors", ".pt", ".pth", ".save", ".npy")
+"""Ends of names by which ``write`` knows what to write."""
+_BUFFERS: Final = ("*running_mean", "*running_var", "*num_batches_tracked")
+_BETWEEN: Final = "$$$"  # stands between a module's name and the path of a parameter in it
+
+
+# -- writing -----------------------------------------------------------------------
+
+
+def write(repository: Repository, snapshot: Snapshot, names: Sequence[str], path: Path) -> int:
+    """Write parameters of a snapshot to a new file, whose name says in which form.
+
+    Returns:
+        How many buffers were left out, because Pyro's store has no place for them.
+
+    Raises:
+        InvalidInputError: another ending, several parameters for ``.npy``, or the file exists.
+        UnsupportedTensorError: NumPy has no such numbers.
+        StorageError: it cannot be written.
+    """
+    if path.suffix not in KINDS:
+        raise InvalidInputError(
+            f"{str(path)!r} could be anything; let its name end in one of {', '.join(KINDS)}"
+        )
+    view = SnapshotView(Reader(repository), repository.manifest(snapshot), snapshot)
+    if path.suffix == ".npy":
+        if len(names) != 1:
+            raise InvalidInputError(
+                f"a .npy file holds one array, and {snapshot.ref} has {len(names)} such "
+                f"parameters; choose one with --param"
+            )
+        with new_file(path) as draft:
+            _write_array(view[names[0]], names[0], draft)
+        return 0
+    items = _items(view, names)
+    with new_file(path) as draft:
+        if path.suffix == ".safetensors":
+            archive.save_file(draft, items)
+            return 0
+        return _write_state(items, draft)
+
+
+def _items(view: SnapshotView, names: Sequence[str]) -> list[archive.Item]:
+    """Read unconstrained values, as the working set would hold them."""
+    entries = view.manifest.entries
+    items = []
+    total = sum(entries[name].nbytes for name in names)
+    with progress("reading tensors", total, unit="bytes") as advance:
+        for name in names:
+            entry = entries[name]
+            tensor = view.unconstrained(name)
+            if entry.kind == "parameter":
+                tensor = nn.Parameter(tensor, requires_grad=entry.requires_grad)
+            elif entry.requires_grad:
+                tensor.requires_grad_()
+            items.append((name, tensor, view.constraint(name)))
+            advance(entry.nbytes)
+    return items
+
+
+def _write_state(items: list[archive.Item], draft: Path) -> int:
+    """Write what stock Pyro's ``ParamStoreDict.load`` takes: parameters, no buffers."""
+    trained = [item for item in items if item[1].requires_grad or isinstance(item[1], nn.Parameter)]
+    state = {
+        "params": {name: tensor for name, tensor, _ in trained},
+        "constraints": {name: constraint for name, _, constraint in trained},
+    }
+    with draft.open("xb") as file:
+        torch.save(state, file)
+    return len(items) - len(trained)
+
+
+def _write_array(value: Tensor, name: str, draft: Path) -> None:
+    try:
+        array = value.detach().numpy()
+    except TypeError as error:
+        raise UnsupportedTensorError(
+            f"NumPy has no {value.dtype}, which {name!r} is made of; export it to .safetensors"
+        ) from error
+    with draft.open("xb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+# -- reading -----------------------------------------------------------------------
+
+
+def read(path: Path, buffers: Sequence[str] = ()) -> list[archive.Item]:
+    """Read a safetensors file, a file of Pyro's, or a ``state_dict`` that torch saved.
+
+    Args:
+        path: The file.
+        buffers: Patterns for the names of buffers, which a ``state_dict`` does not tell from
+            parameters; those of torch's normalisation layers are known.
+
+    Raises:
+        UnsupportedFileError, CorruptError, StorageError: as `archive.load_file`.
+    """
+    try:
+        return archive.load_file(path)
+    except UnsupportedFileError as error:
+        state = _state_dict(path)
+        if state is None:
+            raise
+        if not state:
+            raise UnsupportedFileError(f"{str(path)!r} holds no tensors") from error
+        patterns = (*_BUFFERS, *buffers)
+        return [
+            (name, _leaf(tensor, buffer=_matches(name, patterns)), constraints.real)
+            for name, tensor in state.items()
+        ]
+
+
+def _state_dict(path: Path) -> dict[str, Tensor] | None:
+    """The tensors that torch saved in a dictionary, maybe one level down; None for all else."""
+    with path.open("rb") as file:
+        if not file.read(4).startswith((b"PK\x03\x04", b"\x80")):
+            return None
+        check_pickle(str(path), file, ())
+        found: Any = torch.load(file, map_location="cpu", weights_only=True)
+    inner = found.get("state_dict", found.get("model", found)) if isinstance(found, dict) else None
+    if not isinstance(inner, dict):
+        return None
+    whole = all(isinstance(k, str) and isinstance(v, Tensor) for k, v in inner.items())
+    return dict(inner) if whole else None
+
+
+def _leaf(tensor: Tensor, *, buffer: bool) -> Tensor:
+    tensor = tensor.detach()
+    trained = not buffer and (tensor.is_floating_point() or tensor.is_complex())
+    return nn.Parameter(tensor) if trained else tensor
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def put(store: ParamStoreDict, items: Iterable[archive.Item], *, module: str | None = None) -> None:
+    """Put what was read into the working set of a store, in place of what is in it.
+
+    Args:
+        store: where to.
+        items: name, unconstrained value and constraint.
+        module: the name of the module whose parameters and buffers they are.
+
+    Raises:
+        InvalidInputError: something that the store cannot hold.
+    """
+    store.clear()
+    plain: dict[str, archive.Item] = {}
+    modules: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor, constraint in items:
+        full = name if module is None else f"{module}{_BETWEEN}{name}"
+        owner, between, path = full.partition(_BETWEEN)
+        of_module = isinstance(tensor, nn.Parameter) or not tensor.requires_grad
+        if between and path and (of_module or module is not None):
+            modules[owner][path] = tensor
+        elif tensor.is_floating_point() or tensor.is_complex():
+            plain[full] = (full, tensor, constraint)
+        else:
+            raise InvalidInputError(
+                f"{name!r} has dtype {tensor.dtype}, so that it is a buffer of a module; name the "
+                f"module with --module NAME"
+            )
+    store.set_state(
+        {
+            "params": {name: tensor for name, tensor, _ in plain.values()},
+            "constraints": {name: constraint for name, _, constraint in plain.values()},
+        }
+    )
+    for owner, tensors in modules.items():
+        store.module(owner, _module(owner, tensors))
+
+
+def _module(owner: str, tensors: dict[str, Tensor]) -> nn.Module:
+    """Build a module that has these parameters and buffers at these paths."""
+    root = nn.Module()
+    for path, tensor in tensors.items():
+        *parts, last = path.split(".")
+        place = root
+        try:
+            for part in parts:
+                if part not in place._modules:
+                    place.add_module(part, nn.Module())
+                place = place.get_submodule(part)
+            if tensor.requires_grad or isinstance(tensor, nn.Parameter):
+                own = nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
+                place.register_parameter(last, own)
+            else:
+                place.register_buffer(last, tensor.detach())
+        except (AttributeError, KeyError) as error:
+            raise InvalidInputError(
+                f"{path!r} cannot be the path of a parameter in module {owner!r}: {error}"
+            ) from error
+    return root

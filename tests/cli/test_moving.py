@@ -1,0 +1,251 @@
+"""export, import, copy, rename and drop: what leaves a store comes back, and others can read it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from shell_runs import Run
+from torch import nn
+
+import paramstore
+from paramstore.testing.bits import same_bits
+
+# Checks headers of safetensors files; written in TypeScript and independent of the Rust package.
+HUB = "@huggingface/hub@2.17.5"
+
+
+def test_a_safetensors_file_has_every_value_and_comes_back(
+    run: Run, db: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "main.safetensors"
+    assert run("export", "main", file).out.startswith(f"{file}: 11 parameters of main@4, ")
+    with paramstore.open(db, readonly=True) as store:
+        view, found = store.at("main"), load_file(file)
+        assert set(found) == set(view)
+        assert all(same_bits(found[name], view.unconstrained(name)) for name in view)
+
+    assert run("import", file, "--scope", "back", "--step", 7, "--tag", "in", "--db", db).out == (
+        f"back@1: 11 parameters of {file}\n"
+    )
+    (row,) = run("log", "back", "--db", db, "--json").json
+    assert (row["step"], row["tags"], row["message"]) == (7, ["in"], "imported main.safetensors")
+    found = run("diff", "main", "back", "--db", db, "--json").json
+    assert (found["unchanged"], found["changed"]) == (11, [])
+
+
+def test_a_file_of_torch_is_what_stock_pyro_loads(
+    run: Run, db: Path, tmp_path: Path, stock_pyro: None
+) -> None:
+    import pyro
+
+    file = tmp_path / "main.pt"
+    assert "3 buffers" in run("export", "main", file).out
+    store = pyro.get_param_store()
+    store.load(str(file))
+    with paramstore.open(db, readonly=True) as ours:
+        view = ours.at("main")
+        assert set(store.keys()) == {name for name in view if "running" not in name
+                                     and "num_batches" not in name}  # fmt: skip
+        for name in store:
+            assert torch.equal(store[name].detach(), view[name].detach())
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    pyro.module("net", net, update_module_params=True)
+    assert torch.equal(net.get_parameter("0.weight"), store["net$$$0.weight"])
+
+    assert run("import", file, "--scope", "pyro", "--db", db, "--json").json["params"] == 8
+    found = run("diff", "main", "pyro", "--db", db, "--json").json
+    assert (found["unchanged"], found["changed"]) == (8, [])
+
+
+@pytest.mark.parametrize("pyro", ["1.8.6", "1.9.2"])
+def test_what_stock_pyro_saved_comes_in(run: Run, tmp_path: Path, pyro: str) -> None:
+    file = Path(__file__).parents[1] / "data" / "pyro" / f"pyro-{pyro}.save"
+    values = load_file(file.with_suffix(".values"))
+    run("import", file, "--scope", "pyro", "--db", tmp_path / "new.db")
+    with paramstore.open(tmp_path / "new.db", scope="pyro", readonly=True) as store:
+        view = store.at("pyro")
+        assert set(view) == {key.split(" ", 1)[1] for key in values}
+        assert all(
+            torch.equal(view.unconstrained(name), values[f"unconstrained {name}"]) for name in view
+        )
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_state_dict_of_torch_comes_in_as_a_module(
+    run: Run, tmp_path: Path, wrapped: bool
+) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    net.register_buffer("scale", torch.ones(2))
+    file = tmp_path / "net.pt"
+    state: Any = net.state_dict()
+    torch.save({"state_dict": state, "epoch": 3} if wrapped else state, file)
+    new = tmp_path / "new.db"
+    assert "--module NAME" in run("import", file, "--db", new, code=1).err
+    run("import", file, "--module", "net", "--buffer", "sc*", "--db", new)
+    again = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    again.register_buffer("scale", torch.zeros(2))
+    with paramstore.open(new) as store:
+        store.module("net", again)
+        store.resume()
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in state.items())
+
+
+def test_one_parameter_goes_to_numpy(run: Run, trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mix.npy"
+    run("export", "@1", file, "--param", "mix")
+    with paramstore.open(trained, readonly=True) as store:
+        assert np.array_equal(np.load(file, allow_pickle=False), store.at("@1")["mix"].numpy())
+    assert "choose one with --param" in run("export", "@1", tmp_path / "all.npy", code=1).err
+    assert "exists already" in run("export", "@1", file, "-p", "mix", code=1).err
+    assert "let its name end in" in run("export", "@1", tmp_path / "x.zip", code=1).err
+
+
+def test_numbers_that_numpy_lacks_are_named(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "half.db"
+    with paramstore.open(path) as store:
+        store["w"] = torch.zeros(3, dtype=torch.bfloat16)
+        store.commit()
+    told = run("export", "main", tmp_path / "w.npy", "-p", "w", "--db", path, code=1).err
+    assert "NumPy has no torch.bfloat16" in told
+
+
+def test_parameters_are_chosen_by_pattern(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "some.safetensors"
+    run("export", "main", file, "--param", "net$$$0.*", "--param", "scale")
+    with safe_open(file, framework="np") as opened:
+        assert set(opened.keys()) == {"net$$$0.bias", "net$$$0.weight", "scale"}
+    assert "did you mean 'scale'" in run("export", "main", tmp_path / "x.pt", "-p", "scael",
+                                         code=1).err  # fmt: skip
+
+
+def test_a_file_of_something_else_is_refused(run: Run, tmp_path: Path) -> None:
+    for name, content in (("a.pt", b"\x80\x02]."), ("b.bin", b"no"), ("c.pt", b"PK\x03\x04")):
+        (tmp_path / name).write_bytes(content)
+        told = run("import", tmp_path / name, "--db", tmp_path / "new.db", code=1).err
+        assert told.count("\n") == 1
+    assert "new.db" not in {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_scope_with_snapshots_gets_another_only_on_request(
+    run: Run, db: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "main.safetensors"
+    run("export", "@warm", file, "--db", db)
+    assert "--append" in run("import", file, "--db", db, code=1).err
+    assert run("import", file, "--append", "--db", db, "--json").json["parent"] == "main@4"
+
+
+# -- other languages ---------------------------------------------------------------
+
+_PARSE = """
+import { parseSafetensorsMetadata } from '@huggingface/hub';
+import { readFileSync } from 'node:fs';
+const file = readFileSync(process.argv[2]);
+const fetch = async (url, options) => {
+  const range = /bytes=(\\d+)-(\\d+)/.exec(new Headers(options?.headers).get('range') ?? '');
+  const part = range ? file.subarray(+range[1], +range[2] + 1) : file;
+  return new Response(part, { status: range ? 206 : 200, headers: {
+    'content-length': `${part.length}`, 'etag': '"1"',
+    'content-range': `bytes ${range ? range[1] : 0}-${range ? range[2] : 0}/${file.length}` } });
+};
+const found = await parseSafetensorsMetadata(
+  { repo: 'a/b', path: 'model.safetensors', computeParametersCount: true, fetch });
+console.log(JSON.stringify(found));
+"""
+
+
+@pytest.fixture(scope="session")
+def hub() -> Path:
+    """A folder with the npm package, outside the repository; fetched once."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("node and npm are not installed")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paramstore" / HUB
+    if not (cache / "node_modules").is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        install = ["npm", "install", "--no-audit", "--no-fund", HUB]
+        done = subprocess.run(install, cwd=cache, capture_output=True, check=False, timeout=60)
+        if done.returncode:
+            pytest.skip(f"npm cannot install {HUB}")
+    return cache
+
+
+def test_an_exported_file_opens_in_the_parser_of_another_language(
+    run: Run, trained: Path, tmp_path: Path, hub: Path
+) -> None:
+    file = tmp_path / "main.safetensors"
+    run("export", "main", file)
+    script = hub / "parse.mjs"
+    script.write_text(_PARSE)
+    done = subprocess.run(
+        ["node", script, file], cwd=hub, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    header = json.loads(done.stdout)["header"]
+    with paramstore.open(trained, readonly=True) as store:
+        view = store.at("main")
+        assert {
+            name: (about["dtype"], about["shape"])
+            for name, about in header.items()
+            if name != "__metadata__"
+        } == {n: (e.dtype, list(e.stored_shape)) for n, e in view.manifest.entries.items()}
+    assert "paramstore" in header["__metadata__"]
+
+
+# -- scopes ------------------------------------------------------------------------
+
+
+def test_a_scope_is_copied_here_and_into_another_store(run: Run, db: Path, tmp_path: Path) -> None:
+    assert run("copy", "main", "kept", "--db", db).out == (
+        "kept: 4 snapshots, 0 B of tensors written\n"
+    )
+    other = tmp_path / "other.db"
+    assert run("copy", "main", "--to-db", other, "--db", db, "--json").json["snapshots"] == 4
+    assert run("log", "--db", other).out == run("log", "--db", db).out
+    found = paramstore.open(other)
+    assert found.at("@warm").extras["epoch"] == 2
+    found.close()
+    for path in (db, other):
+        assert run("verify", "--db", path, "--statistics", "--json").json["ok"]
+    assert "already" in run("copy", "main", "--to-db", other, "--db", db, code=1).err
+    assert "already" in run("copy", "main", "--to-db", db, "--db", db, code=1).err
+    assert "name the copy" in run("copy", "main", "--db", db, code=2).err
+
+
+def test_a_run_continues_in_a_renamed_scope(run: Run, db: Path) -> None:
+    assert run("rename", "colder", "hot", "--db", db).out == "colder is now hot\n"
+    with paramstore.open(db, scope="hot") as store:
+        assert store.last is not None
+        store["scale"] = torch.tensor(3.0)
+        assert store.commit().ref == "hot@2"
+    assert run("verify", "--db", db, "--json").json["ok"]
+
+
+def test_a_parameter_is_renamed_in_its_whole_history(run: Run, db: Path) -> None:
+    run("rename", "scale", "guide.scale", "--param", "--db", db)
+    assert len(run("history", "guide.scale", "--db", db, "--jsonl").rows) == 4
+    assert "--scope goes with --param" in run("rename", "a", "b", "-s", "main", code=2).err
+
+
+def test_a_scope_is_dropped_only_when_somebody_says_so(run: Run, db: Path) -> None:
+    told = run("drop", "main", "--db", db, code=1).err
+    assert "main with 4 snapshots (colder@1 will have no parent); say --yes" in told
+    assert len(run("scopes", "--db", db, "--json").json) == 2
+    assert run("drop", "main", "--yes", "--db", db, "--json").json == {
+        "scope": "main",
+        "snapshots": 4,
+        "orphaned": ["colder@1"],
+    }
+    run("gc", "--db", db)
+    assert [row["scope"] for row in run("scopes", "--db", db, "--json").json] == ["colder"]
+    assert run("show", "--values", "--db", db, "--json").json["snapshot"]["parent"] is None
+    assert run("verify", "--statistics", "--db", db, "--json").json["ok"]
