@@ -294,7 +294,7 @@ def test_an_upgrade_that_is_killed_leaves_the_old_store_or_the_new_one(
     after = dump(path)
     copy = path.with_name("run.db.0001.bak")
     outcomes = set()
-    step, statement = 1 if full else 7, 1
+    step, statement = 1 if full else 13, 1
     while True:
         path.write_bytes(first)
         copy.unlink(missing_ok=True)
@@ -322,7 +322,7 @@ def test_a_downgrade_that_is_killed_leaves_the_new_store_or_the_old_one(
     old = dump(path)
     migrate.upgrade(path, backup=False)
     upgraded, new = path.read_bytes(), dump(path)
-    step, statement = 1 if full else 9, 1
+    step, statement = 1 if full else 17, 1
     while killed_at(statement, lambda: migrate.downgrade(path, "0001", backup=False)):
         assert sorted(dump(path)) in (sorted(new), sorted(old)), statement
         path.write_bytes(upgraded)

@@ -1,8 +1,9 @@
-"""SIGKILL at every system call by which an upgrade or a downgrade comes to the disk."""
+"""SIGKILL and power cuts at every system call by which a migration comes to the disk."""
 
 from __future__ import annotations
 
 import lzma
+import random
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -12,10 +13,13 @@ from pathlib import Path
 import pytest
 import tally
 from cases import sample
+from disk import CALLS as TRACED
+from disk import Disk
 from disturb import WRITES, counted, disturbed, killing, unavailable
 from ledger import Teller
 
 from paramstore.db import migrate
+from paramstore.db.schema import REVISION
 from paramstore.testing import invariants
 
 pytestmark = [
@@ -23,7 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]
 
-QUICK = 10
+QUICK = 6
 """Kills of each migration in the quick selection."""
 CALLS = (*WRITES, "link", "rename")
 OLD = lzma.decompress((Path(__file__).parents[1] / "museum" / "0001.db.xz").read_bytes())
@@ -76,3 +80,38 @@ def test_a_killed_migration_leaves_the_old_store_or_the_new_one(
         tally.count("migrations")
     if not down:
         invariants.check(path)
+
+
+def test_a_power_cut_in_an_upgrade_leaves_the_old_store_or_the_new_one(
+    full: bool, path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    work = partial(migrate.upgrade, path, backup=False)
+    path.write_bytes(OLD)
+    old = dump(path)
+    work()
+    new = dump(path)
+    put(path, OLD)
+    trace = tmp_path_factory.mktemp("trace") / "trace"
+    options = ["-o", str(trace), "-y", "-xx", "-s", "1000000", f"--trace={','.join(TRACED)}"]
+    assert disturbed(partial(begun, work), *options).status == 0
+    disk, chance = Disk(path.parent, {path.name: OLD}), random.Random(0)
+    images = [
+        files
+        for _ in disk.replay(trace.read_text())
+        for files in (
+            disk.with_nothing_pending(),
+            *(disk.with_some_pending(chance, torn=torn) for torn in (False, True)),
+        )
+    ]
+    found = []
+    for files in images if full else sample(images, QUICK):
+        put(path, b"")
+        for name, content in files.items():
+            path.with_name(name).write_bytes(content)
+        found.append(dump(path))
+        assert found[-1] in (old, new)
+        assert work().after == REVISION
+        assert dump(path) == new
+        tally.count("power cuts")
+    assert found[0] == old
+    assert found[-1] == new
