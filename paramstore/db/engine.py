@@ -341,14 +341,20 @@ class Database:
     def _on_begin(self, connection: Connection) -> None:
         # A query needs no BEGIN: SQLite gives it a transaction of its own, ended by its last row.
         if connection.get_execution_options().get("write"):
-            _driver(connection).execute("BEGIN IMMEDIATE")
+            driver = _driver(connection)
+            driver.execute("BEGIN IMMEDIATE")
+            if isinstance(driver, sqlite.Connection) and driver.log is not None:
+                driver.log.opened()
 
     def _on_commit(self, connection: Connection) -> None:
         # A reader in another process delays the COMMIT and nothing is lost by repeating it.
         # SQLAlchemy's own commit, after this one, then finds no transaction.
-        self._patiently(_driver(connection).commit)
+        driver = _driver(connection)
+        self._patiently(driver.commit)
         if self._place is not None:
             self._place.check(committed=True)
+        if isinstance(driver, sqlite.Connection) and driver.log is not None:
+            driver.log.check(committed=True)
 
     # -- waiting -------------------------------------------------------------------
 

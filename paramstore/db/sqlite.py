@@ -16,6 +16,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from paramstore.db.border import error_code
+from paramstore.db.place import Place
 from paramstore.db.writeback import Writeback
 from paramstore.errors import InvalidInputError, StorageError, UsageError
 
@@ -52,6 +53,8 @@ class Connection(sqlite3.Connection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._process = os.getpid()
         self.writeback: Writeback | None = None
+        self.log: Place | None = None
+        """The write-ahead log, which is the same file for as long as a connection is open."""
         super().__init__(*args, **kwargs)
 
     @property
@@ -136,6 +139,7 @@ def connect(path: Path | None, mode: Mode) -> sqlite3.Connection:
     else:
         connection = file = _connect(f"{path.as_uri()}?mode={mode}", Connection)
         file.writeback = Writeback(path)
+        file.log = Place(path.with_name(f"{path.name}-wal"))
     try:
         _set_up(connection, mode)
     except BaseException:

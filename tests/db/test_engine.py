@@ -421,6 +421,7 @@ def test_a_reader_that_is_open_already_undoes_it_too(file: Database, path: Path)
 def test_a_reader_without_permission_says_what_to_do(interrupted: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "from paramstore.db import migrate, strangers\n"  # what open() imports: it could not later
         "from paramstore.db.engine import Database\n"
         "import os; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "from paramstore.errors import StorageError\n"

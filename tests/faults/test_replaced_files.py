@@ -163,6 +163,33 @@ def test_a_new_connection_does_not_make_the_file_anew(store: ParamStoreDict, pat
     assert not path.exists()
 
 
+@pytest.mark.parametrize("before_the_end", [True, False])
+def test_no_commit_is_confirmed_to_a_write_ahead_log_that_was_deleted(
+    path: Path, before_the_end: bool
+) -> None:
+    with paramstore.open(path, journal="wal") as store:
+        commit_one(store, 1.0)
+        log = path.with_name("run.db-wal")
+        if before_the_end:
+            head = store.last
+            assert head is not None
+            with (
+                pytest.raises(StorageError, match=r"run\.db-wal' was deleted.*went with it"),
+                store._session.repository.write() as transaction,
+            ):
+                log.unlink()
+                transaction.check_head("main", head.version)
+        else:
+            log.unlink()
+        with pytest.raises(StorageError, match=r"run\.db-wal' was deleted"):
+            commit_one(store, 2.0)
+    with paramstore.open(path) as store:
+        assert store["x"].tolist() == [1.0]
+        commit_one(store, 3.0)
+    invariants.check(path)
+    count("files")
+
+
 def test_a_store_that_is_read_only_says_so_too(path: Path, store: ParamStoreDict) -> None:
     with paramstore.open(path, readonly=True) as reader:
         replace_by_another_store(path)
