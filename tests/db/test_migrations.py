@@ -309,8 +309,8 @@ def test_an_upgrade_that_is_killed_leaves_the_old_store_or_the_new_one(
         assert (done.before == "0001") == (found == before)
         assert dump(path) == after
         statement += step
-    # Before the copy was there, and after it; what comes after COMMIT is too short to hit.
-    assert {(True, False), (True, True)} <= outcomes
+    # The copy gets its name last; tests/faults/test_killed_migrations.py hits that, too.
+    assert (True, False) in outcomes
     assert statement > 50
     invariants.check(path)
 
