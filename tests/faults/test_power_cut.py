@@ -23,7 +23,7 @@ pytestmark = [
 
 QUICK = 8
 """Images of each run in the quick selection."""
-FULL = 120
+FULL = 60
 """The same in the full one."""
 
 Image = tuple[str, list[str], dict[str, bytes]]
