@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
+
 from paramstore.cli import shapes
 from paramstore.cli.arguments import ref_argument, scope_option
 from paramstore.cli.group import verb
@@ -24,6 +26,7 @@ from paramstore.cli.output import (
     say_json,
     say_table,
 )
+from paramstore.cli.pictures import plot_diff, plot_option
 from paramstore.diff import Diff
 from paramstore.refs import Ref
 
@@ -38,21 +41,28 @@ _STYLES: dict[str, Style] = {"+": NEW, "-": BAD, "~": CHANGED}
     "paramstore diff @1 @latest",
     "paramstore diff @warm                 # a tag and the newest snapshot",
     "paramstore diff main@step=500 guide-a --json",
+    "paramstore diff @1 --plot                # bars, in the terminal",
 )
 @ref_argument("before")
 @ref_argument("after", required=False)
 @scope_option()
+@plot_option
 @json_option
-def diff(before: Ref, after: Ref | None, scope: str | None, form: Form) -> None:
+def diff(before: Ref, after: Ref | None, scope: str | None, plot: str | None, form: Form) -> None:
     """Print what was added, removed and changed from one snapshot to another, or to the newest.
 
     The largest relative change comes first. Reads the tensors that differ, and imports torch.
     """
+    if plot is not None and form != "text":
+        raise click.UsageError("--plot does not go with --json")
     with reading() as repository:
         current = current_scope(repository, scope)
         found = _compare(repository, current, before, after or Ref())
     if form == "json":
         say_json(shapes.diff(found))
+        return
+    if plot is not None:
+        plot_diff(found, plot)
         return
     first, *table = str(found).split("\n")
     say(paint(first, HEAD))

@@ -18,6 +18,7 @@ from paramstore.cli.condition import COLUMNS, Condition, parse_condition
 from paramstore.cli.group import verb
 from paramstore.cli.opening import current_scope, reading
 from paramstore.cli.output import BAD, HEAD, Form, json_options, paint, say, say_rows, say_table
+from paramstore.cli.pictures import plot_histories, plot_option
 from paramstore.errors import InvalidInputError, ParamNotFoundError
 from paramstore.history import History
 from paramstore.listing import printable
@@ -37,6 +38,8 @@ _GLOB = re.compile(r"[*?\[]")
     "paramstore history 'net$$$*' --where 'nan > 0' --first   # where it went wrong",
     "paramstore history '/weight$/' --jsonl               # by regular expression",
     "paramstore history loc -n 20 --where 'norm > 10 or max > 5'",
+    "paramstore history scale loc --plot                  # in the terminal",
+    "paramstore history loc --metric elbo --plot loc.png  # or .svg, with matplotlib",
 )
 @click.argument("names", metavar="NAME…", nargs=-1, required=True, shell_complete=complete_params)
 @scope_option()
@@ -49,6 +52,14 @@ _GLOB = re.compile(r"[*?\[]")
     "knows and, or, not and parentheses. Nothing found: exit code 1.",
 )
 @click.option("--first", is_flag=True, help="Of each parameter only the first version left.")
+@plot_option
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME",
+    help="With --plot FILE: a metric beside it.",
+)
 @json_options
 def history(
     names: tuple[str, ...],
@@ -57,6 +68,8 @@ def history(
     regex: bool,
     where: str | None,
     first: bool,
+    plot: str | None,
+    metrics: tuple[str, ...],
     form: Form,
 ) -> int:
     """Print the versions of parameters, oldest first.
@@ -64,15 +77,21 @@ def history(
     A NAME with * ? [ is a pattern of the shell (quote it), one between slashes a regular
     expression. A name that exists is always taken as it is.
     """
+    if plot is not None and form != "text":
+        raise click.UsageError("--plot goes with neither --json nor --jsonl")
     condition = _condition(where)
     with reading() as repository:
         inside = current_scope(repository, scope)
         chosen = choose(repository, inside, names, regex=regex)
         found = _read(repository, inside, chosen, limit)
+        log = repository.log(inside) if metrics else []
     kept = {name: _kept(rows, condition, first=first) for name, rows in found.items()}
     if where is not None:
         kept = {name: rows for name, rows in kept.items() if rows}
-    _say(kept, form, alone=list(chosen.values()) == [True])
+    if plot is not None and kept:
+        plot_histories(kept, plot, log, metrics)
+    else:
+        _say(kept, form, alone=list(chosen.values()) == [True])
     if where is not None and not kept:
         click.echo(f"no version of {len(found)} parameters has {where}", err=True)
         return 1

@@ -184,3 +184,33 @@ def test_names_are_escaped_where_a_terminal_would_act_on_them(run: Run, tmp_path
         out = run(*verb, "--db", path).out
         assert out.isascii() or "→" in out
         assert not set("\x1b\x07\x9b\u202e") & set(out)
+
+
+# -- pictures ----------------------------------------------------------------------
+
+
+def test_history_and_diff_are_drawn_in_the_terminal(run: Run) -> None:
+    out = run("history", "scale", "--plot").out
+    assert out.startswith("scale  value\n")
+    assert out.splitlines()[-1].split() == ["10", "step", "40"]
+    drawn = run("history", "net$$$0.*", "-s", "colder", "--plot").out
+    assert "× NaN or infinite elements: colder@1" in drawn
+    assert "█" in run("diff", "@1", "@2", "--plot").out
+
+
+@pytest.mark.parametrize("end", ["png", "svg"])
+def test_history_and_diff_are_drawn_into_files(run: Run, tmp_path: Path, end: str) -> None:
+    pytest.importorskip("matplotlib")
+    start = {"png": b"\x89PNG", "svg": b"<?xml"}[end]
+    for number, arguments in enumerate(
+        (["history", "*"], ["history", "scale", "--metric", "loss"], ["diff", "@1"])
+    ):
+        file = tmp_path / f"{number}.{end}"
+        assert run(*arguments, "--plot", file).out.startswith(str(file))
+        assert file.read_bytes().startswith(start)
+
+
+def test_a_picture_goes_where_its_name_says_so(run: Run) -> None:
+    assert "put --plot last" in run("history", "--plot", "scale", "mix", code=2).err
+    assert "--plot goes with neither" in run("history", "scale", "--json", "--plot", code=2).err
+    assert "--plot does not go with" in run("diff", "@1", "--json", "--plot", code=2).err

@@ -1,0 +1,116 @@
+"""Pictures made of characters: a curve of dots, and bars.
+
+Draws numbers that it is given; must never need more than a terminal that knows Unicode.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final
+
+from paramstore.listing import format_number, printable
+
+HEIGHT: Final = 10
+"""Lines of a curve."""
+_DOTS: Final = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a Braille character
+_EMPTY: Final = 0x2800
+_PARTS: Final = " ▏▎▍▌▋▊▉█"
+_DECADES: Final = 100.0  # from this ratio of the largest to the smallest, bars grow by decades
+
+
+def curve(points: Sequence[tuple[float, float | None]], width: int, *, under: str) -> str:
+    """Draw points joined by lines in their order; one without y leaves a gap and is marked ×.
+
+    Args:
+        points: x and y; an infinite y is as good as none.
+        width: Characters in a line, labels included.
+        under: What x is.
+    """
+    seen = [(x, y) for x, y in points if y is not None and math.isfinite(y)]
+    if not seen:
+        return "nothing to draw: no value is finite"
+    low, high = min(y for _, y in seen), max(y for _, y in seen)
+    labels = [format_number(high, 4), format_number(low, 4)]
+    margin = max(map(len, labels))
+    canvas = _Canvas(max(width - margin - 2, 8), HEIGHT)
+    left, right = min(x for x, _ in points), max(x for x, _ in points)
+    columns = [_place(x, left, right, 2 * canvas.width - 1) for x, _ in points]
+    rows = [None if y is None or not math.isfinite(y) else
+            4 * HEIGHT - 1 - _place(y, low, high, 4 * HEIGHT - 1) for _, y in points]  # fmt: skip
+    for (x1, y1), (x2, y2) in pairwise(zip(columns, rows, strict=True)):
+        if y1 is not None and y2 is not None:
+            canvas.line(x1, y1, x2, y2)
+    for x, y in zip(columns, rows, strict=True):
+        if y is not None:
+            canvas.dot(x, y)
+    lines = canvas.lines()
+    marks = [labels[0], *[""] * (HEIGHT - 2), labels[1]]
+    drawn = [f"{mark:>{margin}} {'┤' if mark else '│'}{line}" for mark, line in
+             zip(marks, lines, strict=True)]  # fmt: skip
+    gaps = {x // 2 for x, y in zip(columns, rows, strict=True) if y is None}
+    if gaps:
+        drawn.append(" " * (margin + 2) + _row_of(gaps, canvas.width))
+    ends = format_number(left), format_number(right)
+    between = max(canvas.width - len(ends[0]) - len(ends[1]), 1)
+    drawn.append(" " * (margin + 2) + ends[0] + under.center(between) + ends[1])
+    return "\n".join(line.rstrip() for line in drawn)
+
+
+def bars(rows: Sequence[tuple[str, float]], width: int) -> str:
+    """Draw a bar for each name; by decades where the largest is a hundred times the smallest."""
+    finite = [value for _, value in rows if 0 < value < math.inf]
+    high, low = max(finite, default=1.0), min(finite, default=1.0)
+    names = max((len(printable(name)) for name, _ in rows), default=0)
+    room = max(width - names - 12, 8)
+    lines = []
+    for name, value in rows:
+        share = 1.0 if value == math.inf else _share(value, low, high)
+        lines.append(f"{printable(name):{names}}  {format_number(value, 4):>8}  "
+                     f"{_bar(share * room)}".rstrip())  # fmt: skip
+    return "\n".join(lines)
+
+
+def _share(value: float, low: float, high: float) -> float:
+    if value <= 0:
+        return 0.0
+    if high / low < _DECADES:
+        return value / high
+    least = math.log10(low) - 1
+    return (math.log10(value) - least) / (math.log10(high) - least)
+
+
+def _bar(length: float) -> str:
+    whole = int(length)
+    return "█" * whole + _PARTS[int((length - whole) * 8)]
+
+
+def _row_of(places: set[int], width: int) -> str:
+    return "".join("×" if place in places else " " for place in range(width))
+
+
+def _place(value: float, low: float, high: float, most: int) -> int:
+    # Halved first: the largest numbers lie more than the largest number apart.
+    span = high / 2 - low / 2
+    return round((value / 2 - low / 2) / span * most) if span > 0 else most // 2
+
+
+class _Canvas:
+    """Dots, two by four to a character."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.width = width
+        self._cells = [[0] * width for _ in range(height)]
+
+    def dot(self, x: int, y: int) -> None:
+        self._cells[y // 4][x // 2] |= _DOTS[y % 4][x % 2]
+
+    def line(self, x1: int, y1: int, x2: int, y2: int) -> None:
+        steps = max(abs(x2 - x1), abs(y2 - y1), 1)
+        for step in range(steps + 1):
+            part = step / steps
+            self.dot(round(x1 + (x2 - x1) * part), round(y1 + (y2 - y1) * part))
+
+    def lines(self) -> list[str]:
+        return ["".join(chr(_EMPTY + cell) if cell else " " for cell in row) for row in self._cells]
