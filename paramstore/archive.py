@@ -293,8 +293,8 @@ class _Archive:
     def _ours(self, ours: Mapping[str, Any], map_location: MapLocation) -> list[Item]:
         if ours["version"] != _VERSION:
             raise UnsupportedFileError(
-                f"{self._path!r} has format {ours['version']!r} of a newer paramstore; this one "
-                f"reads {_VERSION}: pip install -U paramstore"
+                f"{self._path!r} has format {repr(ours['version'])[:99]} of a newer paramstore; "
+                f"this one reads {_VERSION}: pip install -U paramstore"
             )
         found: dict[tuple[str, str], Tensor] = {}
         items = []

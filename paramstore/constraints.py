@@ -33,7 +33,7 @@ from paramstore.kinds import (
     kind_of,
     register_constraint,
 )
-from paramstore.skeletons import float_of, float_text
+from paramstore.skeletons import float_of, float_text, sizes_of
 from paramstore.transforms import (
     is_elementwise,
     is_identity,
@@ -209,7 +209,7 @@ class _Reader:
         if tag == "tuple":
             return tuple(map(self.value, content))
         if tag == "size":
-            return torch.Size(content)
+            return torch.Size(sizes_of(content))
         if tag == "float":
             return float_of(content)
         raise ValueError(f"no such tag: {tag}")

@@ -140,9 +140,10 @@ def kind_named(name: object) -> Kind:
     if name in PYRO_SINGLETONS and name not in _by_name:
         _add_pyro()
     if not isinstance(name, str) or name not in _by_name:
+        shown = repr(name)[:200]  # a file may say anything here
         raise UnknownConstraintError(
-            f"no constraint is registered as {name!r}; import the module that defines it, or call "
-            f"paramstore.register_constraint(its_class, {name!r}) first"
+            f"no constraint is registered as {shown}; import the module that defines it, or call "
+            f"paramstore.register_constraint(its_class, {shown}) first"
         )
     return _by_name[name]
 

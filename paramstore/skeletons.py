@@ -89,7 +89,7 @@ class _Decoder:
         return Counter(self.pairs(content))
 
     def tensor(self, content: Any) -> Tensor:
-        dtype, shape = content["dtype"], _sizes(content["shape"])
+        dtype, shape = content["dtype"], sizes_of(content["shape"])
         data = content["data"]
         if type(data) is str:
             tensor = tensors.from_data(dtype, shape, _bytes_of(data))
@@ -98,7 +98,7 @@ class _Decoder:
             if tensors.dtype_name(tensor.dtype) != dtype or tensor.shape != shape:
                 raise ValueError("a tensor of another dtype or shape")
         if "strides" in content:
-            tensor = _restrided(tensor, _sizes(content["strides"]))
+            tensor = _restrided(tensor, sizes_of(content["strides"]))
         requires_grad = "requires_grad" in content
         if "parameter" in content:
             return torch.nn.Parameter(tensor, requires_grad)
@@ -129,7 +129,7 @@ _READERS: Final[dict[str, Callable[[_Decoder, Any], Any]]] = {
     "$odict": _Decoder.odict,
     "$counter": _Decoder.counter,
     "$tensor": _Decoder.tensor,
-    "$size": lambda _, content: torch.Size(content),
+    "$size": lambda _, content: torch.Size(sizes_of(content)),
     "$dtype": lambda _, content: _DTYPES[content],
     "$device": lambda _, content: torch.device(content),
     "$array": _Decoder.array,
@@ -169,9 +169,16 @@ def float_of(text: str) -> float:
 _PLAIN_BITS: Final = {struct.pack(">d", float(text)).hex() for text in ("nan", "inf", "-inf")}
 
 
-def _sizes(content: Any) -> tuple[int, ...]:
+def sizes_of(content: Any) -> tuple[int, ...]:
+    """Return the shape, or the strides, of a list of integers.
+
+    Raises:
+        ValueError: anything else, or an integer beyond 64 bits, which torch cannot even print.
+    """
     if type(content) is not list or any(type(size) is not int for size in content):
         raise ValueError("not a shape")
+    if not all(-(2**63) <= size < 2**63 for size in content):
+        raise ValueError("a size beyond 64 bits")
     return tuple(content)
 
 

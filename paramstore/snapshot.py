@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
+from paramstore.errors import CorruptError
 from paramstore.listing import format_bytes, format_number, format_table, html_table
 
 INTERRUPTED: Final = "interrupted"
@@ -184,15 +185,23 @@ class ScopeInfo:
 
 
 def parse_value(text: str | None) -> float | int | bool | complex | None:
-    """Read the JSON value of a one-element tensor: a number, a boolean, or ``[real, imag]``."""
+    """Read the JSON value of a one-element tensor: a number, a boolean, or ``[real, imag]``.
+
+    Raises:
+        CorruptError: anything else.
+    """
     if text is None:
         return None
-    found = json.loads(text)
-    if isinstance(found, list):
-        return complex(float(found[0]), float(found[1]))
-    if isinstance(found, str):  # "NaN", "Infinity", "-Infinity": JSON has no such numbers
-        return float(found)
-    return found  # type: ignore[no-any-return]
+    try:
+        found = json.loads(text)
+        if isinstance(found, list):
+            real, imag = found
+            return complex(float(real), float(imag))
+        if isinstance(found, str):  # "NaN", "Infinity", "-Infinity": JSON has no such numbers
+            return float(found)
+        return found if isinstance(found, int) and abs(found) < 2**64 else float(found)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise CorruptError(f"{text[:99]!r} in the database is not the value of a tensor") from error
 
 
 SNAPSHOT_HEAD: Final = (

@@ -185,6 +185,6 @@ def parse_shape(text: str) -> tuple[int, ...]:
     Raises:
         CorruptError: it did not.
     """
-    if _SHAPE.fullmatch(text) is None:
-        raise CorruptError(f"{text!r} in the database is not a shape")
+    if not isinstance(text, str) or _SHAPE.fullmatch(text) is None:
+        raise CorruptError(f"{text!r:.99} in the database is not a shape")
     return tuple(map(int, text[1:-1].split(","))) if text != "[]" else ()

@@ -16,10 +16,13 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import Connection, Dialect, Executable, Table
 
 from paramstore.db import sqlite
+from paramstore.db.schema import CHUNK_BITS
+from paramstore.errors import CorruptError
 
 VARIABLES: Final = 500
 """Values in one IN list; databases limit them, and each length is a statement of its own."""
 
+_LAST: Final = 1 << (63 - CHUNK_BITS)  # a blob's row, shifted, is that of its chunks
 _ROWS: Final = 64
 """Rows in one statement, each run of which reads and writes the newest id of the table: alone, a
 short row takes twice as long."""
@@ -64,12 +67,20 @@ def next_ids(connection: Connection, table: Table, count: int) -> range:
     """Return ids for rows that are inserted next, inside a write transaction.
 
     An id is never given twice, not even after its row is gone.
+
+    Raises:
+        CorruptError: the counter of the table is no number, or has run out.
     """
     if not count:
         return range(0)
     newest = _NEWEST[connection.dialect.name].format(table=table.name)
-    first = connection.exec_driver_sql(newest).scalar_one() + 1
-    return range(first, first + count)
+    last = connection.exec_driver_sql(newest).scalar_one()
+    if not isinstance(last, int) or not 0 <= last < _LAST - count:
+        raise CorruptError(
+            f"the counter of the table {table.name!r} is damaged: {last!r:.99}. Salvage the file, "
+            f"or restore it from a backup"
+        )
+    return range(last + 1, last + 1 + count)
 
 
 def select_in(

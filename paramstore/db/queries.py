@@ -15,6 +15,8 @@ from typing import Any, Final
 from sqlalchemy import (
     Double,
     Executable,
+    Integer,
+    Text,
     bindparam,
     cast,
     column,
@@ -28,9 +30,10 @@ from sqlalchemy import (
 )
 
 from paramstore.db.blobs import parse_shape
+from paramstore.db.cells import Cells
 from paramstore.db.engine import Database
 from paramstore.db.reading import Fetch
-from paramstore.db.schema import metrics, params, scopes, snapshots, tags
+from paramstore.db.schema import Id, metrics, params, scopes, snapshots, tags
 from paramstore.db.spans import with_spans
 from paramstore.errors import (
     CorruptError,
@@ -116,18 +119,24 @@ _PARAM_NAMES = (
 )
 _TAG_NAMES = select(tags.c.name).join_from(scopes, tags).where(scopes.c.name == bindparam("scope"))
 
-_HISTORY_COLUMNS = (
-    "scope", "name", "version", "step", "created_at", "since_version", "kind", "requires_grad",
-    "dtype", "shape", "nbytes", "constraint_spec", "digest", "norm", "mean", "std", "min", "max",
-    "nan_count", "inf_count", "value", "unconstrained",
-)  # fmt: skip
-_v_history = table("v_history", *map(column, _HISTORY_COLUMNS))
+_HISTORY_COLUMNS: Final[dict[str, Any]] = {
+    "scope": Text, "name": Text, "version": Id, "step": Id, "created_at": Text, "since_version": Id,
+    "kind": Text, "requires_grad": Integer, "dtype": Text, "shape": Text, "nbytes": Id,
+    "constraint_spec": Text, "digest": Text, "norm": Double, "mean": Double, "std": Double,
+    "min": Double, "max": Double, "nan_count": Id, "inf_count": Id, "value": Text,
+    "unconstrained": Integer,
+}  # fmt: skip
+_v_history = table("v_history", *(column(*typed) for typed in _HISTORY_COLUMNS.items()))
 HISTORY = (
     select(_v_history)
     .where(_v_history.c.scope == bindparam("scope"), _v_history.c.name == bindparam("name"))
     .order_by(_v_history.c.version.desc())
     .limit(bindparam("limit"))
 )
+
+_SNAPSHOT_CELLS: Final = Cells(_SNAPSHOTS)
+_HISTORY_CELLS: Final = Cells(HISTORY)
+_SCOPE_CELLS: Final = Cells(_SCOPES)
 
 
 # -- scopes ------------------------------------------------------------------------
@@ -153,8 +162,7 @@ def list_scopes(database: Database) -> list[ScopeInfo]:
 
 
 def _scope_info(row: Any) -> ScopeInfo:
-    if not isinstance(row.name, str):
-        raise CorruptError(f"{row.name!r} in the database is not the name of a scope")
+    _SCOPE_CELLS.check([row])
     return ScopeInfo(name=row.name, head_version=row.head_version, created_at=_time(row.created_at))
 
 
@@ -274,11 +282,14 @@ def _snapshots(fetch: Fetch, rows: Sequence[Any]) -> list[Snapshot]:
     """Make snapshots of rows of one scope, in their order."""
     if not rows:
         return []
+    _SNAPSHOT_CELLS.check(rows)
     versions = [row.version for row in rows]
     span = {"scope_id": rows[0].scope_id, "first": min(versions), "last": max(versions)}
     of_metrics: dict[int, dict[str, float]] = defaultdict(dict)
     of_tags: dict[int, list[str]] = defaultdict(list)
     for snapshot_id, name, value, is_tag in fetch(_METRICS_AND_TAGS, span):
+        if not isinstance(name, str) or not isinstance(value, float | int | None):
+            raise CorruptError(f"{name!r:.99}: {value!r:.99} is in the database, and no metric")
         if is_tag:
             of_tags[snapshot_id].append(name)
         else:
@@ -327,6 +338,7 @@ def history(database: Database, scope: str, name: str, limit: int | None) -> lis
         raise ParamNotFoundError(
             f"no snapshot of scope {scope!r} has a parameter {name!r}{suggest(name, names)}"
         )
+    _HISTORY_CELLS.check(rows)
     return with_spans(database, [_param_version(row) for row in reversed(rows)])
 
 
