@@ -85,13 +85,19 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the table of what was injected in this run."""
-    rows = [("fault", "injected", "lost", "promised")]
-    for key, fault in FAULTS.items():
-        if _injected[key] or fault.where in _failed:
-            lost = "SEE ABOVE" if fault.where in _failed else "nothing"
-            rows.append((fault.what, f"{_injected[key]:,}", lost, fault.promised))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     terminalreporter.section("faults")
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        terminalreporter.write_line("  ".join(cells).rstrip())
+    for row in rows():
+        terminalreporter.write_line(f"| {' | '.join(row)} |")
+
+
+def rows() -> list[list[str]]:
+    """The table as it stands in docs/faults.md."""
+    found = [["fault", "injected", "promised", "lost", "again"], ["---"] * 5]
+    for key, fault in FAULTS.items():
+        failed = fault.where in _failed
+        if _injected[key] or failed:
+            lost = "SEE ABOVE" if failed else "nothing"
+            name = fault.where.removeprefix("test_").removesuffix(".py")
+            times = f"{_injected[key]:,}"
+            found.append([fault.what, times, fault.promised, lost, f"`scripts/faults {name}`"])
+    return found

@@ -10,6 +10,8 @@ import tally
 from cases import Cases, sample
 from disturb import WRITES, counted, killing, unavailable
 
+from paramstore import ParamStoreError
+
 pytestmark = [
     pytest.mark.skipif(bool(unavailable()), reason=unavailable()),
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
@@ -30,3 +32,14 @@ def test_a_run_killed_at_any_system_call_has_lost_nothing_that_was_confirmed(
     for call, when in points if full else sample(points, QUICK):
         assert cases.try_one(*killing(call, when)).killed, (call, when)
         tally.count("kills")
+
+
+def test_a_store_without_a_journal_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("paramstore.db.sqlite.PRAGMAS", (("journal_mode", "OFF"),))
+    cases = Cases(runs.RUNS["small change"], tmp_path)
+    counts = counted(cases.begin(cases.fresh()), tmp_path / "trace", "--trace=pwrite64")
+    with pytest.raises((AssertionError, ParamStoreError)):
+        for when in range(2, counts["pwrite64"] + 1):
+            cases.try_one(*killing("pwrite64", when))
