@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -127,6 +128,13 @@ def test_nobody_commits_between_the_copy_and_the_upgrade(
 
     monkeypatch.setattr("paramstore.db.transition.backup", copy_and_disturb)
     assert migrate.upgrade(old).backup
+
+
+def test_of_many_who_upgrade_at_once_one_does_it(old: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(migrate.upgrade, [old] * 4))
+    assert sorted(str(one.before) for one in done) == ["0001", *[REVISION] * 3]
+    assert migrate.check(old) == ()
 
 
 def test_an_upgrade_works_with_a_write_ahead_log(old: Path) -> None:

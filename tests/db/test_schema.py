@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,29 @@ def test_a_migration_that_loses_something_changes_nothing(
         migrate.upgrade(stored)
     monkeypatch.undo()
     invariants.check(stored)
+
+
+def test_a_file_of_the_future_is_refused_naming_both_revisions_and_left_alone(
+    stored: Path, next_revision: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = (
+        'op.add_column("snapshots", sa.Column("author", sa.Text)); op.execute("CREATE TABLE t (i)")'
+    )
+    next_revision.write_text(NEXT.format(body=body))
+    migrate.upgrade(stored, backup=False)
+    monkeypatch.undo()
+    before = stored.read_bytes()
+    verbs: list[Callable[[Path], object]] = [
+        Database.open,
+        migrate.upgrade,
+        migrate.check,
+        lambda path: migrate.downgrade(path, "0001"),
+    ]
+    for verb in verbs:
+        with pytest.raises(errors.SchemaTooNewError, match=f"'0003'.*{REVISION!r}"):
+            verb(stored)
+    assert migrate.current(stored) == ("0003", REVISION)
+    assert stored.read_bytes() == before
 
 
 def test_the_migrations_are_found_beside_or_inside_the_package(
