@@ -233,11 +233,17 @@ def _settings(path: Path) -> Iterator[Finding]:
 
 def _schema(path: Path) -> Iterator[Finding]:
     from paramstore.cli.opening import reading
-    from paramstore.db.schema import REVISION
+    from paramstore.db import migrate
 
     with reading(str(path)) as repository:
         scopes = repository.scopes()
-    yield ok("schema", f"revision {REVISION}, {len(scopes)} scopes")
+    differing = migrate.check(path)
+    told = f"{migrate.current(path)}; {len(scopes)} scopes"
+    if differing:
+        advice = "'paramstore salvage FILE INTO' writes a store as it should be"
+        yield wrong("schema", f"{told}; {'; '.join(differing)}", advice)
+    else:
+        yield ok("schema", told)
 
 
 def _pages(path: Path) -> Iterator[Finding]:

@@ -31,25 +31,55 @@ WITHOUT_TORCH = [
     ["db", "current"],
     ["db", "check"],
     ["completion", "bash"],
+    ["expire", "--keep-last", "1", "--dry-run"],
+    ["gc", "--dry-run"],
+    ["du"],
+    ["verify"],
 ]
+# And of those that write: on a copy, in this order.
+WRITING_WITHOUT_TORCH = [
+    ["tag", "x"],
+    ["untag", "x"],
+    ["copy", "main", "other"],
+    ["copy", "main", "--to-db", "new.db"],
+    ["rename", "other", "another"],
+    ["rename", "scale", "size", "--param"],
+    ["drop", "another", "--yes"],
+    ["expire", "--keep-last", "1"],
+    ["gc"],
+    ["backup", "copy.db"],
+    ["salvage", "copy.db", "saved.db"],
+    ["db", "upgrade"],
+]
+
+
+def imported(arguments: list[str], db: Path) -> set[str]:
+    """The modules that a command imports, as a process of its own."""
+    environment = {**os.environ, "PARAMSTORE_URL": str(db)}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", COMMAND, *arguments],
+        capture_output=True, text=True, check=False, env=environment, cwd=db.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "paramstore.cli.group" in modules
+    return modules
 
 
 @pytest.mark.parametrize("arguments", WITHOUT_TORCH, ids=" ".join)
 def test_a_verb_that_needs_sql_only_never_imports_torch(
     arguments: list[str], trained: Path
 ) -> None:
-    environment = {**os.environ, "PARAMSTORE_URL": str(trained)}
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", COMMAND, *arguments],
-        capture_output=True, text=True, check=False, env=environment,
-    )  # fmt: skip
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert done.returncode == 0
-    assert done.stdout
-    assert "paramstore.cli.group" in imported
-    assert not {"torch", "numpy", "pyro", "matplotlib", "rich"} & imported
+    modules = imported(arguments, trained)
+    assert not {"torch", "numpy", "pyro", "matplotlib", "rich"} & modules
     if arguments == ["--help"]:
-        assert not {"sqlalchemy", "sqlite3"} & imported
+        assert not {"sqlalchemy", "sqlite3"} & modules
+
+
+def test_a_verb_that_writes_rows_only_never_imports_torch(db: Path) -> None:
+    for arguments in WRITING_WITHOUT_TORCH:
+        assert not {"torch", "numpy", "pyro", "matplotlib"} & imported(arguments, db), arguments
 
 
 def test_help_lists_every_verb_and_every_verb_has_help_that_ends_with_examples(run: Run) -> None:
