@@ -75,13 +75,16 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def copy_readable(source: Path, target: Path, advance: Callable[[int], None]) -> int:
+def copy_readable(
+    source: Path, target: Path, advance: Callable[[int], None], *, at_least: int = 0
+) -> int:
     """Copy what can be read of a file that this process has not open; zeros stand for the rest.
 
     Args:
         source: what to read, a block at a time.
         target: a new file.
         advance: is told how many bytes have been dealt with.
+        at_least: bytes that the copy has in any case, with zeros at its end.
 
     Returns:
         How many bytes the disk refused.
@@ -101,6 +104,7 @@ def copy_readable(source: Path, target: Path, advance: Callable[[int], None]) ->
                     refused += length if data is None else 0
                     file.write(data or bytes(length))
                     advance(length)
+                file.truncate(max(size, at_least))
         finally:
             os.close(handle)
     except OSError as error:

@@ -29,6 +29,7 @@ FASTER: Final = 4
 
 _SIZES = text("SELECT page_count, page_size FROM pragma_page_count, pragma_page_size")
 _WAITING: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_GOING_ON: Final = (sqlite3.SQLITE_OK, sqlite3.SQLITE_DONE)
 
 
 def backup(database: Database, path: str | os.PathLike[str]) -> Path:
@@ -88,6 +89,8 @@ class _Watch:
                     f"{self._database.timeout:g} seconds, so there is no copy; try again"
                 )
             return
+        if status not in _GOING_ON:
+            return  # the driver raises it
         copied = total - remaining
         if copied <= self._copied:
             raise _Restarted
@@ -102,8 +105,9 @@ class _Watch:
 def _copy(source: sqlite3.Connection, draft: Path, watch: _Watch) -> None:
     target = sqlite.connect(draft, "rwc")
     try:
-        # Nobody reads a draft, so it needs no journal. SQLite syncs it at the end all the same.
-        sqlite.set_pragmas(target, ("journal_mode", "OFF"))
+        # Nobody reads a draft, so its journal has only to take back a copy that begins anew.
+        # SQLite syncs the file at the end all the same.
+        sqlite.set_pragmas(target, ("journal_mode", "MEMORY"))
         pages = STEP
         with _one_view(source):
             while True:

@@ -96,7 +96,9 @@ def mend(database: Database, damaged: set[int], *, suspicious: bool) -> Mended:
     """
     with database.write(foreign_keys=False) as connection:
         notes = put_placeholders(connection, suspicious=suspicious)
-        mended = _Mending(connection, damaged).run()
+        mending = _Mending(connection, damaged)
+        mended = mending.run()
+        tidying.forget_statistics(connection, mending.scopes_of(DOUBTFUL))
         notes += tidying.move_tags(connection)
         tidying.move_heads(connection)
         tidying.clean(connection, damaged)
@@ -135,6 +137,10 @@ class _Mending:
                 self._mend(snapshot_id)
                 advance(1)
         return self._mended
+
+    def scopes_of(self, word: str) -> list[int]:
+        """The scopes that were made for what is salvaged, or doubtful."""
+        return [scope_id for (_, kind), (scope_id, _) in self._new_scopes.items() if kind == word]
 
     def _fetch(
         self, statement: Executable, parameters: Mapping[str, Any] | None = None

@@ -34,9 +34,10 @@ _PLAIN: Final = (
     "positive_ordered_vector", "sphere",
 )  # fmt: skip
 """Kinds of constraints without arguments."""
-_STATISTICS: Final = (
+STATISTICS: Final = (
     "norm", "mean", "std", "min", "max", "nan_count", "inf_count", "value", "unconstrained",
 )  # fmt: skip
+"""The columns of a value's statistics."""
 _LONGEST_SPEC: Final = 400
 """Bytes of a spec of which one byte is sought: some 0.1 s of hashing."""
 
@@ -146,7 +147,7 @@ def _constraints(connection: Connection) -> Iterator[str]:
     if lost:
         real = _real(connection)
         # They were of the constrained value.
-        values = {**dict.fromkeys(_STATISTICS), "constraint_id": real}
+        values = {**dict.fromkeys(STATISTICS), "constraint_id": real}
         for some in bulk.batched(lost, bulk.VARIABLES):
             chosen = param_versions.c.constraint_id.in_(some)
             connection.execute(param_versions.update().where(chosen).values(**values))

@@ -16,15 +16,17 @@ from sqlalchemy import Boolean, Column, Double, LargeBinary, Table, Text
 from paramstore.db import sqlite
 from paramstore.db.engine import Database
 from paramstore.db.schema import CHUNK_BITS, chunks, metadata
-from paramstore.errors import NotADatabaseError
 from paramstore.files import read_start, write_start
 
 _FIRST: Final = 1 << 16  # bytes of the first page
+SHORTEST: Final = 64 * _FIRST
+"""Bytes of a file in which every table of a new store begins; a schema that leads beyond the end
+of the file makes SQLite refuse all of it."""
 _HEADER: Final = 100  # bytes; https://sqlite.org/fileformat2.html#the_database_header
 _STRIDE: Final = 64
 """Keys between two looks for rows that can be read again; a page of small rows has more."""
-_LOOKS: Final = 100_000
-"""The most looks, each of which takes some microseconds."""
+_LOOKS: Final = (2_000, 1_000_000)
+"""The most looks, each of which takes some microseconds: without and with a known last key."""
 
 _TYPES: Final[dict[type[Any], tuple[type, ...]]] = {
     Text: (str,),
@@ -45,21 +47,16 @@ class Recovery:
     """
 
     def __init__(self, copy: Path) -> None:
-        """Make the copy readable.
-
-        Raises:
-            NotADatabaseError: there is not one table of a store in it.
-        """
+        """Make as much of the copy readable as possible; it has to be ``SHORTEST`` at least."""
         _roll_back(copy)
         tables = _most_readable(copy)
-        if not tables:
-            raise NotADatabaseError("there is no table of a store in it that can be read")
         self._connection = _connect(copy)
         self._columns = {name: _columns(self._connection, name) for name in tables}
         self.unreadable: dict[str, int] = {}
         """How often rows of a table could not be read, by the table's name."""
         self.missing = [name for name in metadata.tables if name not in tables]
         """Tables that cannot be read at all."""
+        self._newest = self._newest_ids()
 
     def close(self) -> None:
         """Let go of the copy."""
@@ -89,7 +86,8 @@ class Recovery:
                 self._skip(table.name)
             else:
                 return
-            found = self._readable_from(statement, position, max(start, 0) + 1)
+            last = self._newest.get("snapshots" if key.name == "snapshot_id" else table.name)
+            found = self._readable_from(statement, position, max(start, 0) + 1, last)
             if found is None:
                 return
             start = found
@@ -111,10 +109,22 @@ class Recovery:
     def _skip(self, name: str) -> None:
         self.unreadable[name] = self.unreadable.get(name, 0) + 1
 
-    def _readable_from(self, statement: str, position: int, start: int) -> int | None:
+    def _newest_ids(self) -> dict[str, int]:
+        """The newest key that each table had, as far as it is known."""
+        try:
+            found = dict(self._connection.execute("SELECT name, seq FROM sqlite_sequence"))
+        except _UNREADABLE:
+            return {}
+        return {name: seq for name, seq in found.items() if type(seq) is int}
+
+    def _readable_from(
+        self, statement: str, position: int, start: int, last: int | None
+    ) -> int | None:
         """Find a key from which rows can be read again; None where there seems to be none."""
         offset = 0
-        for _ in range(_LOOKS):
+        for _ in range(_LOOKS[last is not None]):
+            if last is not None and start + offset > last:
+                return None
             try:
                 row = self._connection.execute(f"{statement} LIMIT 1", (start + offset,)).fetchone()
             except _UNREADABLE:

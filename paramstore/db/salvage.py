@@ -21,7 +21,7 @@ from paramstore.db import sqlite
 from paramstore.db.bulk import batched
 from paramstore.db.engine import Database, is_open_here
 from paramstore.db.mending import mend
-from paramstore.db.recovery import Recovery
+from paramstore.db.recovery import SHORTEST, Recovery
 from paramstore.db.schema import (
     CHUNK_BITS,
     blobs,
@@ -83,13 +83,12 @@ def salvage(path: str | os.PathLike[str], into: str | os.PathLike[str]) -> Salva
     ):
         copy = Path(folder) / "damaged.db"
         notes = _copied(source, copy)
-        try:
-            recovery = Recovery(copy)
-        except NotADatabaseError as error:
-            raise NotADatabaseError(f"{str(path)!r}: {error}") from error
-        database = Database.open(draft)
+        recovery, database = Recovery(copy), Database.open(draft)
         with closing(recovery), closing(database):
-            damaged = _Transfer(recovery, database).run()
+            transfer = _Transfer(recovery, database)
+            damaged = transfer.run()
+            if not transfer.moved:
+                raise NotADatabaseError(f"{str(path)!r}: nothing of a store in it can be read")
             notes += _unreadable(recovery)
             mended = mend(database, damaged, suspicious=bool(recovery.unreadable or notes))
         return Salvaged(
@@ -116,7 +115,9 @@ def _copied(source: Path, copy: Path) -> list[str]:
         part = source.with_name(source.name + suffix)
         if part.is_file():
             with progress(f"copying {part.name}", part.stat().st_size, unit="bytes") as advance:
-                refused = copy_readable(part, copy.with_name(copy.name + suffix), advance)
+                to = copy.with_name(copy.name + suffix)
+                at_least = 0 if suffix else SHORTEST
+                refused = copy_readable(part, to, advance, at_least=at_least)
             if refused:
                 notes.append(f"the disk refused to read {refused} bytes of {part.name}")
     return notes
@@ -133,6 +134,8 @@ class _Transfer:
     """Rows and bytes on their way from the damaged database into the new one."""
 
     def __init__(self, recovery: Recovery, database: Database) -> None:
+        self.moved = 0
+        """Rows that could be read, those of tensors apart."""
         self._recovery = recovery
         self._database = database
 
@@ -141,6 +144,7 @@ class _Transfer:
         for table in metadata.sorted_tables:
             if table not in (blobs, chunks):
                 for rows in batched(self._recovery.rows(table), _ROWS):
+                    self.moved += len(rows)
                     with self._database.write(foreign_keys=False) as connection:
                         _insert(connection, table, rows)
         damaged: set[int] = set()

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from paramstore.db import bulk
-from paramstore.db.placeholders import UNKNOWN_TIME
+from paramstore.db.placeholders import STATISTICS, UNKNOWN_TIME
 from paramstore.db.schema import (
     CHUNK_BITS,
     blobs,
@@ -78,6 +78,17 @@ def _disown(connection: Connection, newest: Mapping[int, int]) -> None:
     for some in bulk.batched(lost, bulk.VARIABLES):
         chosen = param_versions.c.id.in_(some)
         connection.execute(param_versions.update().where(chosen).values(param_id=0))
+
+
+def forget_statistics(connection: Connection, scope_ids: Iterable[int]) -> None:
+    """Let values that only snapshots of some scopes hold have none, because they may be wrong."""
+    here = snapshots.c.scope_id.in_(list(scope_ids))
+    held = select(snapshot_params.c.param_version_id).join_from(
+        snapshot_params, snapshots, snapshots.c.id == snapshot_params.c.snapshot_id
+    )
+    doubtful = held.where(here).except_(held.where(~here))
+    chosen = param_versions.c.id.in_(doubtful)
+    connection.execute(param_versions.update().where(chosen).values(**dict.fromkeys(STATISTICS)))
 
 
 def clean(connection: Connection, damaged: Iterable[int]) -> None:

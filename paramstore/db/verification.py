@@ -331,7 +331,7 @@ class Verification:
         """Find the names and snapshots that hold some values, by row of the value."""
         found: dict[int, Owner] = {}
         with self._reading():
-            found = soundness.places(self.database, param_versions.c.id, value_ids)
+            found |= soundness.places(self.database, param_versions.c.id, value_ids)
         return found
 
     def _owners(self) -> dict[int, Owner]:

@@ -1,0 +1,319 @@
+"""backup(): complete while others write, there as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+import paramstore
+from paramstore import (
+    InvalidInputError,
+    ParamStoreDict,
+    StorageError,
+    StoreBusyError,
+    StoreClosedError,
+    errors,
+)
+from paramstore.db import backup as copying
+from paramstore.testing import invariants
+from paramstore.testing.bits import differences
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[ParamStoreDict]:
+    with paramstore.open(path) as opened:
+        opened["w"] = torch.randn(300_000)
+        opened["b"] = torch.randn(3)
+        opened.commit(step=1, tags=["first"], extras={"x": [1, (2,)]})
+        yield opened
+
+
+def check(path: Path) -> ParamStoreDict:
+    """Open a copy, all of which has to be sound."""
+    invariants.check(path)
+    store = paramstore.open(path, readonly=True)
+    found = store.verify()
+    assert found.ok, found
+    return store
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if not path.name.endswith("-journal")}
+
+
+WRITER = """
+import sys, torch, paramstore
+with paramstore.open(sys.argv[1]) as store:
+    print("ready", flush=True)
+    for i in range(int(sys.argv[2])):
+        with torch.no_grad():
+            store["w"].add_(1)
+        store.commit(step=i, metrics={"i": i})
+"""
+
+
+def writer(path: Path, commits: int) -> subprocess.Popen[str]:
+    """Another process that commits."""
+    command = [sys.executable, "-c", WRITER, str(path), str(commits)]
+    found = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert found.stdout is not None
+    assert found.stdout.readline() == "ready\n"
+    return found
+
+
+def test_a_copy_has_everything_and_verifies(store: ParamStoreDict, tmp_path: Path) -> None:
+    target = tmp_path / "copy.db"
+    assert store.backup(target) == target
+    with check(target) as copy:
+        assert not differences(dict(copy.items()), dict(store.items()))
+        assert copy.log()[0].tags == ("first",)
+        assert copy.at("@first").extras == {"x": [1, (2,)]}
+    assert files(tmp_path) == {"run.db", "copy.db"}
+    store["b"] = torch.zeros(3)
+    store.commit()
+    with paramstore.open(target) as copy:
+        assert copy.last is not None
+        assert copy.last.version == 1
+
+
+def test_a_relative_path_and_text_will_do(
+    store: ParamStoreDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert store.backup("here.db") == tmp_path / "here.db"
+
+
+def test_a_store_in_memory_can_be_kept(tmp_path: Path) -> None:
+    private = ParamStoreDict()
+    private["x"] = torch.arange(5.0)
+    private.commit(step=3)
+    with check(private.backup(tmp_path / "kept.db")) as kept:
+        assert kept["x"].tolist() == [0, 1, 2, 3, 4]
+    private.close()
+
+
+def test_a_pending_commit_is_in_the_copy(store: ParamStoreDict, tmp_path: Path) -> None:
+    store["b"] = torch.ones(3)
+    store.commit(wait=False)
+    with check(store.backup(tmp_path / "copy.db")) as copy:
+        assert copy["b"].tolist() == [1, 1, 1]
+
+
+def test_what_exists_is_not_overwritten(store: ParamStoreDict, tmp_path: Path) -> None:
+    target = tmp_path / "copy.db"
+    target.write_text("mine")
+    with pytest.raises(InvalidInputError, match="exists already; give another name"):
+        store.backup(target)
+    assert target.read_text() == "mine"
+    link = tmp_path / "link.db"
+    link.symlink_to(tmp_path / "nowhere" / "x.db")
+    with pytest.raises(errors.ParamStoreError):
+        store.backup(link)
+    with pytest.raises(InvalidInputError, match="exists already"):
+        store.backup(tmp_path / "run.db")
+
+
+def test_what_another_process_makes_meanwhile_is_not_overwritten(
+    store: ParamStoreDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "copy.db"
+    original = copying._copy
+
+    def copy(*arguments: object) -> None:
+        original(*arguments)  # type: ignore[arg-type]
+        target.write_text("mine")
+
+    monkeypatch.setattr(copying, "_copy", copy)
+    with pytest.raises(InvalidInputError, match="exists already"):
+        store.backup(target)
+    assert target.read_text() == "mine"
+    assert files(tmp_path) == {"run.db", "copy.db"}
+
+
+@pytest.mark.parametrize("where", [":memory:", "sqlite://", "", "postgresql://host/db"])
+def test_a_copy_goes_to_a_file(store: ParamStoreDict, where: str) -> None:
+    with pytest.raises(InvalidInputError):
+        store.backup(where)
+
+
+def test_a_folder_that_does_not_exist_is_named(store: ParamStoreDict, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="there is no folder"):
+        store.backup(tmp_path / "no" / "copy.db")
+
+
+def test_a_closed_store_is_not_copied(store: ParamStoreDict, tmp_path: Path) -> None:
+    store.close()
+    with pytest.raises(StoreClosedError):
+        store.backup(tmp_path / "copy.db")
+    assert files(tmp_path) == {"run.db"}
+
+
+def test_a_reader_can_copy(store: ParamStoreDict, path: Path, tmp_path: Path) -> None:
+    with paramstore.open(path, readonly=True) as reader:
+        check(reader.backup(tmp_path / "copy.db")).close()
+
+
+def test_a_copy_is_no_more_public_than_the_umask_says(
+    store: ParamStoreDict, tmp_path: Path
+) -> None:
+    before = os.umask(0o077)
+    try:
+        target = store.backup(tmp_path / "copy.db")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+
+def test_an_error_leaves_no_file(
+    store: ParamStoreDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupting(copying._Watch):
+        def step(self, status: int, remaining: int, total: int) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(copying, "_Watch", Interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        store.backup(tmp_path / "copy.db")
+    assert files(tmp_path) == {"run.db"}
+    store["b"] = torch.zeros(3)
+    assert store.commit().version == 2
+
+
+@pytest.mark.parametrize("journal", ["truncate", "wal"])
+def test_a_copy_made_while_a_process_commits_verifies(
+    path: Path, tmp_path: Path, journal: str
+) -> None:
+    with paramstore.open(path, journal=journal) as store:  # type: ignore[arg-type]
+        store["w"] = torch.zeros(100_000)
+        store.commit()
+        with writer(path, 200) as other:
+            copies: list[Path] = []
+            while other.poll() is None:
+                copies.append(store.backup(tmp_path / f"copy-{len(copies)}.db"))
+                time.sleep(0.5)
+        assert other.returncode == 0
+        assert len(copies) > 1
+    for target in copies:
+        with check(target) as copy:
+            assert copy.last is not None
+            assert copy["w"][0] == copy.last.version - 1
+
+
+def test_a_copy_that_others_make_begin_anew_ends(
+    store: ParamStoreDict, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever writes between any two steps; each time more is copied at once."""
+    monkeypatch.setattr(copying, "STEP", 1)
+    steps = 0
+
+    class Disturbing(copying._Watch):
+        def step(self, status: int, remaining: int, total: int) -> None:
+            nonlocal steps
+            steps += 1
+            super().step(status, remaining, total)
+            if remaining:
+                with closing(sqlite3.connect(path)) as connection:
+                    connection.execute(
+                        "UPDATE snapshots SET message = coalesce(message, '') || 'x'"
+                    )
+                    connection.commit()
+
+    monkeypatch.setattr(copying, "_Watch", Disturbing)
+    with paramstore.open(store.backup(tmp_path / "copy.db"), scope="look") as copy:
+        assert {problem.kind for problem in copy.verify().problems} == {"snapshot"}  # we altered it
+    assert 2 < steps < 20
+
+
+def test_a_file_that_stays_locked_is_busy_and_leaves_nothing(path: Path, tmp_path: Path) -> None:
+    with paramstore.open(path, timeout=0.3) as store:
+        store["x"] = torch.ones(2)
+        store.commit()
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("BEGIN EXCLUSIVE")
+            with pytest.raises(StoreBusyError):
+                store.backup(tmp_path / "copy.db")
+        assert files(tmp_path) == {"run.db"}
+        check(store.backup(tmp_path / "copy.db")).close()
+
+
+def test_a_writer_waits_for_one_step_only(
+    store: ParamStoreDict, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two steps of a copy no lock is held: a commit that cannot wait goes through."""
+    monkeypatch.setattr(copying, "STEP", 1)
+    versions: list[int] = []
+
+    class Committing(copying._Watch):
+        def step(self, status: int, remaining: int, total: int) -> None:
+            if len(versions) < 2:
+                with paramstore.open(path, timeout=0) as other:
+                    other["b"] = torch.randn(3)
+                    versions.append(other.commit().version)
+            super().step(status, remaining, total)
+
+    monkeypatch.setattr(copying, "_Watch", Committing)
+    with check(store.backup(tmp_path / "copy.db")) as copy:
+        assert copy.last is not None
+        assert copy.last.version == 3
+    assert versions == [2, 3]
+
+
+def test_a_killed_copy_leaves_no_file_of_that_name(store: ParamStoreDict, tmp_path: Path) -> None:
+    with torch.no_grad():
+        store["large"] = torch.randn(12_000_000)
+    store.commit()
+    target = tmp_path / "copy.db"
+    code = "import sys, paramstore; paramstore.open(sys.argv[1]).backup(sys.argv[2])"
+    command = [sys.executable, "-c", code, str(tmp_path / "run.db"), str(target)]
+    killed = 0
+    for _ in range(6):
+        with subprocess.Popen(command) as child:
+            while child.poll() is None and not list(tmp_path.glob(".copy.db*")):
+                time.sleep(0.0005)
+            child.send_signal(signal.SIGKILL)
+        if child.returncode == -signal.SIGKILL and not target.exists():
+            killed += 1
+        elif target.exists():
+            check(target).close()
+            target.unlink()
+    assert killed > 1
+    for draft in tmp_path.glob(".copy.db*"):
+        draft.unlink()
+    check(store.backup(target)).close()
+
+
+def test_a_thread_may_commit_meanwhile(store: ParamStoreDict, path: Path, tmp_path: Path) -> None:
+    stop, failed = threading.Event(), []
+
+    def train() -> None:
+        try:
+            with paramstore.open(path, scope="mine") as mine:
+                mine["w"] = torch.zeros(1000)
+                while not stop.is_set():
+                    with torch.no_grad():
+                        mine["w"].add_(1)
+                    mine.commit()
+        except Exception as error:  # noqa: BLE001  # it is the answer
+            failed.append(error)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        for i in range(5):
+            check(store.backup(tmp_path / f"{i}.db")).close()
+    finally:
+        stop.set()
+        thread.join()
+    assert not failed
