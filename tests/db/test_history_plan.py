@@ -3,14 +3,17 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from drafts import Line
+from sqlalchemy import Select
 from sqlalchemy.dialects import sqlite
 
 from paramstore.db.engine import Database
 from paramstore.db.queries import HISTORY
 from paramstore.db.repository import Repository
+from paramstore.db.spans import PRESENCE
 
 
 @pytest.fixture
@@ -21,10 +24,10 @@ def memory() -> Iterator[Database]:
     database.close()
 
 
-def plan(database: Database) -> list[str]:
+def plan(database: Database, statement: Select[Any], **about: object) -> list[str]:
     dialect = sqlite.dialect(paramstyle="named")
-    query = HISTORY.compile(dialect=dialect)
-    values = query.construct_params({"scope": "main", "name": "w", "limit": 100})
+    query = statement.compile(dialect=dialect)
+    values = query.construct_params({"scope": "main", "name": "w", **about})
 
     def explain(connection: sqlite3.Connection) -> list[str]:
         return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}", values)]
@@ -33,12 +36,22 @@ def plan(database: Database) -> list[str]:
 
 
 def test_history_walks_one_index_backwards_and_looks_everything_else_up(file: Database) -> None:
-    steps = plan(file)
+    steps = plan(file, HISTORY, limit=100)
     assert order(steps) == TABLES
     assert not [step for step in steps if "SCAN" in step and "CONSTANT" not in step]
     assert not [step for step in steps if "TEMP B-TREE" in step or "AUTOMATIC" in step]
     (walked,) = (step for step in steps if step.startswith("SEARCH snapshots "))
     assert walked == "SEARCH snapshots USING INDEX sqlite_autoindex_snapshots_1 (scope_id=?)"
+
+
+def test_how_long_a_value_was_kept_walks_one_index_and_looks_the_rest_up(file: Database) -> None:
+    steps = plan(file, PRESENCE, first=1)
+    walked, looked_up = steps[0], next(step for step in steps if "snapshot_params" in step)
+    assert walked == (
+        "SEARCH snapshots USING INDEX sqlite_autoindex_snapshots_1 (scope_id=? AND version>?)"
+    )
+    assert "USING PRIMARY KEY (snapshot_id=? AND param_id=?)" in looked_up
+    assert not [step for step in steps if step.startswith("SCAN") or "TEMP B-TREE" in step]
 
 
 def order(steps: list[str]) -> list[str]:
@@ -65,7 +78,7 @@ def test_statistics_of_the_planner_do_not_change_the_order(file: Database) -> No
         connection.exec_driver_sql("ANALYZE")
     file.close()
     again = Database.open(file.path or "")
-    assert order(plan(again)) == TABLES
+    assert order(plan(again, HISTORY, limit=100)) == TABLES
     again.close()
 
 
