@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from paramstore.testing.conformance.attached import AttachedConformance
 from paramstore.testing.conformance.backend import MakeStore
+from paramstore.testing.conformance.checking import CheckingConformance
 from paramstore.testing.conformance.dictionary import DictionaryConformance
 from paramstore.testing.conformance.files import FilesConformance
 from paramstore.testing.conformance.history import HistoryConformance
@@ -32,6 +33,7 @@ from paramstore.testing.conformance.writers import WritersConformance
 
 __all__ = [
     "AttachedConformance",
+    "CheckingConformance",
     "DictionaryConformance",
     "FilesConformance",
     "HistoryConformance",
@@ -57,6 +59,7 @@ class StoreConformance(
     HistoryConformance,
     AttachedConformance,
     ScopeConformance,
+    CheckingConformance,
     HousekeepingConformance,
 ):
     """What one store object promises; ``make_store()`` gives a new, empty store."""
