@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shlex
 import shutil
 import signal
 import subprocess
@@ -327,6 +328,28 @@ def completed(line: str, db: Path | str) -> list[str]:
 )
 def test_tab_completes(line: str, offered: list[str], trained: Path) -> None:
     assert completed(line, trained) == offered
+
+
+@pytest.mark.parametrize(
+    ("word", "offered"),
+    [
+        (r"net\$\$\$0.w", r"net\$\$\$0.weight"),
+        ("'net$$$0.w", "net$$$0.weight"),
+    ],
+)
+def test_bash_gets_names_that_it_does_not_expand(word: str, offered: str, trained: Path) -> None:
+    script = f"""
+PATH={shlex.quote(str(COMMAND.parent))}:$PATH
+eval "$(paramstore completion bash)"
+COMP_WORDS=(paramstore history {shlex.quote(word)}) COMP_CWORD=2
+_paramstore_completion paramstore
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    environment = {**os.environ, "PARAMSTORE_URL": str(trained)}
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=False, env=environment
+    )
+    assert (done.stdout, done.stderr) == (f"{offered}\n", "")
 
 
 def test_tab_is_silent_where_there_is_no_store(tmp_path: Path) -> None:
