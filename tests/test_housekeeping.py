@@ -177,10 +177,8 @@ def test_a_buffer_that_nobody_bound_is_given_up_once_others_have_freed_it(path: 
         run.load_all()
         with paramstore.open(path) as rival:
             norm = rival.module("norm", torch.nn.BatchNorm1d(2))
-            assert norm.running_mean is not None
-            norm.running_mean.fill_(1)
-            norm.running_var.fill_(3)
-            norm.num_batches_tracked.fill_(3)
+            for buffer in norm.buffers():
+                buffer.fill_(3)
             rival.commit()
         thin(path)
         with pytest.raises(ExpiredError, match=r"running_mean.*bind the module"):
@@ -201,7 +199,9 @@ def test_values_in_memory_are_written_anew_where_others_have_freed_their_rows(
     assert (made.parent, made.params) == (None, 2)
     assert made.added_nbytes > 160_000
     assert store.at(made)["frozen"].unique().item() == 7
-    assert store.at(made).extras["moment"].equal(torch.arange(5000.0))
+    moment = store.at(made).extras["moment"]
+    assert isinstance(moment, torch.Tensor)
+    assert moment.equal(torch.arange(5000.0))
 
 
 def test_a_commit_in_the_background_says_so_once(store: ParamStoreDict, path: Path) -> None:
@@ -246,7 +246,7 @@ def test_damage_is_not_taken_for_expiry(path: Path) -> None:
 
 def _commit_in_parts(path: Path, written: Any, collected: Any) -> None:
     """Commit in two transactions, and wait for the other process between them."""
-    writer.TRANSACTION_BYTES = 1
+    writer.TRANSACTION_BYTES = 1  # type: ignore[misc]  # this process only
     torch.set_num_threads(1)
     with paramstore.open(path, scope="run") as store:
         for number in range(6):
@@ -291,13 +291,16 @@ def test_gc_of_another_process_between_the_parts_of_a_commit_costs_it_nothing(
 
 def _train(path: Path, number: int, stop: Any) -> None:
     torch.set_num_threads(1)
-    writer.TRANSACTION_BYTES = 1 << 20
+    writer.TRANSACTION_BYTES = 1 << 20  # type: ignore[misc]  # this process only
     with paramstore.open(path, scope=f"run {number}") as store:
         store["x"], store["frozen"] = torch.zeros(400_000), torch.full((30_000,), float(number))
         step = 0
         while not stop.is_set():
             store["x"].data.fill_(step)
-            store.commit(step=step, wait=step % 2 == 0)
+            if step % 2:
+                store.commit(step=step, wait=False)
+            else:
+                store.commit(step=step)
             step += 1
         store.flush()
         assert store.commit(step=step).step == step
@@ -313,7 +316,7 @@ def test_thinning_beside_runs_loses_nothing(path: Path) -> None:
     with paramstore.open(path) as store:
         while len(store.scopes()) < 2 or min(s.head_version for s in store.scopes()) < 3:
             assert all(run.is_alive() for run in runs)
-        for _ in range(15):
+        for _ in range(8):
             store.expire(KeepLast(2))
             store.gc()
         stop.set()

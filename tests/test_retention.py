@@ -31,7 +31,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 def snapshot(version: int, **fields: Any) -> Snapshot:
     """A snapshot of scope ``main``, a minute after the one before."""
-    given = {
+    given: dict[str, Any] = {
         "id": version,
         "scope": "main",
         "version": version,
@@ -90,7 +90,8 @@ def test_keep_every_says_which_span() -> None:
 
 
 def test_what_keep_every_keeps_stays_kept_while_a_run_goes_on() -> None:
-    policy, kept, every = KeepEvery(steps=30) | KeepLast(3), [], []
+    policy, kept = KeepEvery(steps=30) | KeepLast(3), []
+    every: list[Snapshot] = []
     for version in range(1, 60):
         every.insert(0, snapshot(version, step=version * 7))
         reasons = policy.keep(every)
@@ -235,7 +236,7 @@ def test_bad_arguments_are_told_what_is_wanted(make: Callable[[], object], told:
 
 def test_only_policies_can_be_joined() -> None:
     with pytest.raises(TypeError):
-        KeepLast(1) | 3  # type: ignore[operator]
+        KeepLast(1) | 3
     with pytest.raises(TypeError):
         Policy()  # type: ignore[abstract]
 
