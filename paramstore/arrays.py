@@ -7,6 +7,7 @@ array asks for it.
 from __future__ import annotations
 
 import math
+import re
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _KINDS: Final = "biufcmM"  # numbers, booleans, times and time differences
+_DTYPE: Final = re.compile(r"[<>|][biufcmMSU]\d{1,9}(\[\d{0,9}[A-Za-z]{1,2}\])?", re.ASCII)
 _TEXT: Final = "SU"  # of a fixed length: exact in arrays; a scalar loses its trailing zeros
 
 
@@ -92,6 +94,9 @@ def scalar_of(node: dict[str, Any], data: bytes) -> np.generic:
 
 
 def _dtype(text: str, kinds: str) -> np.dtype[Any]:
+    # NumPy compiles a text of several dtypes, and has limits of its own for others.
+    if _DTYPE.fullmatch(text) is None:
+        raise ValueError(f"not the dtype of a stored array: {text:.99}")
     dtype: np.dtype[Any] = _numpy().dtype(text)
     if dtype.str != text or not _is_exact(dtype, kinds):
         raise ValueError(f"not the dtype of a stored array: {text}")

@@ -121,7 +121,7 @@ def parse_header(first_chunk: bytes | memoryview) -> tuple[str, tuple[int, ...],
 @lru_cache(maxsize=8192)
 def _parsed(header: bytes) -> tuple[str, tuple[int, ...]]:
     try:
-        name, shape = _read_fields(json.loads(header[8:]))
+        name, shape = _read_fields(json.loads(header[8:].decode()))
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
         raise CorruptError(f"not the header of a stored tensor: {error!r}") from error
     check_shape(name, shape)

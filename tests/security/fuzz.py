@@ -1,12 +1,14 @@
 """Fuzzes in a process of little memory: ``fuzz.py quick``, ``full`` or ``TARGET FIRST COUNT``.
 
 A good outcome is a value, or an error of the library with a text that is fit for a terminal. An
-input that takes memory, time or another exception ends the run, and its number makes it again.
+input that takes memory, time or another exception ends the run, and its number makes it again; so
+does one that makes Python run or import something, or write elsewhere.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import shutil
@@ -14,8 +16,10 @@ import signal
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from fuzz_targets import FOLDER, TARGETS
 
@@ -23,8 +27,54 @@ from paramstore.errors import ParamStoreError
 
 MEMORY = 1 << 30
 """Bytes of address space beyond what the process has when it begins."""
+WARM = 20
+"""Inputs of each target that are read before anything is limited or watched."""
 SECONDS = 20
 """Of the processor, for one input."""
+
+
+VIOLATIONS: list[str] = []
+"""What Python was made to do since :func:`watch`."""
+_RUNS = {
+    "code.__new__", "compile", "ctypes.dlopen", "exec", "marshal.loads", "os.exec", "os.fork",
+    "os.forkpty", "os.posix_spawn", "os.system", "pickle.find_class", "sqlite3.load_extension",
+    "sqlite3.enable_load_extension", "subprocess.Popen",
+}  # fmt: skip
+
+
+# A named tuple is a class made of a text, that of the columns of a statement of ours; and alembic
+# runs our migrations to learn which revisions there are.
+_OURS = ("collections/__init__.py", "alembic/script/base.py")
+
+
+def _callers() -> Iterator[str]:
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        yield frame.f_code.co_filename
+        frame = frame.f_back
+
+
+def watch() -> None:
+    """Notice from now on what runs, imports or connects, and what is written outside the folder."""
+    sys.addaudithook(_notice)
+
+
+def _notice(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "import" and not any(file.endswith(_OURS) for file in _callers()):
+        VIOLATIONS.append(f"import {arguments[0]}")
+    elif event in _RUNS:
+        if not any(file.endswith(_OURS) for file in _callers()):
+            VIOLATIONS.append(f"{event} {arguments!r:.200}")
+    elif event.startswith("socket."):
+        VIOLATIONS.append(event)
+    elif event in ("open", "sqlite3.connect") and _writes_elsewhere(event, *arguments):
+        VIOLATIONS.append(f"{event} {arguments[0]!s:.200}")
+
+
+def _writes_elsewhere(event: str, path: Any, _mode: object = None, flags: int = 0) -> bool:
+    here = str(path).removeprefix("file://").startswith(str(FOLDER))
+    writes = event != "open" or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    return bool(writes) and not here and path != ":memory:" and not isinstance(path, int)
 
 
 class TooSlow(BaseException):
@@ -39,6 +89,7 @@ def run(target: str, first: int, count: int) -> Counter[str]:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             outcomes[_outcome(read, random.Random(f"{target} {number}"))] += 1
+            assert not VIOLATIONS, VIOLATIONS
         except BaseException:
             print(f"input {number} of {target!r}", file=sys.stderr)
             raise
@@ -95,8 +146,9 @@ def main() -> None:
     signal.signal(signal.SIGPROF, _too_slow)
     try:
         for target in TARGETS:
-            run(target, 0, 3)  # makes the seeds, imports what is imported late
+            run(target, 0, WARM)  # makes the seeds, imports what is imported late
         _limit_memory()
+        watch()
         if sys.argv[1] in ("quick", "full"):
             for target, (_, quick, all_of_them) in TARGETS.items():
                 _report(target, 0, quick if sys.argv[1] == "quick" else all_of_them)

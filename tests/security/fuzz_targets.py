@@ -215,7 +215,9 @@ def _specs() -> list[str]:
     made += [constraints.stack([constraints.less_than(2), constraints.unit_interval], -1)]
     made += [constraints.multinomial(4), constraints.integer_interval(0, 5)]
     names = ("sphere", "corr_matrix", "softplus_positive")
-    return [to_spec(c).text for c in made] + [f'{{"kind":"{name}"}}' for name in names]
+    of_pyro = [f'{{"kind":"{name}"}}' for name in names]
+    from_spec(of_pyro[0])  # imports Pyro, if it is there
+    return [to_spec(c).text for c in made] + of_pyro
 
 
 def specs(rng: Random) -> None:

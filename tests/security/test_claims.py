@@ -115,6 +115,7 @@ SKELETONS = {
     "text array": '{"$array":{"dtype":"<U2000000000","shape":[0],"data":""}}',
     "empty array": '{"$array":{"dtype":"<f8","shape":[0,9223372036854775807,9],"data":""}}',
     "scalar": '{"$scalar":{"dtype":"<U2000000000","data":""}}',
+    "several dtypes": '{"$array":{"dtype":"(' + "9" * 5000 + ')f8,f8","shape":[0],"data":""}}',
     "void": '{"$scalar":{"dtype":"V2000000000","data":""}}',
     "size": '{"$size":[1e400]}',
     "int": '{"$int":"0x' + "f" * 100_000 + 'g"}',
