@@ -150,6 +150,17 @@ class Even(Constraint):
         self.least = least
 
 
+def housekeeping(store: ParamStoreDict) -> None:
+    policy: paramstore.Policy = paramstore.KeepLast(3) | paramstore.KeepEvery(steps=100)
+    policy |= paramstore.KeepBest("elbo", 2, mode="max") | paramstore.KeepTagged()
+    found: paramstore.Expired = store.expire(policy, scope="main", dry_run=True)
+    reasons: list[tuple[str, tuple[str, ...]]] = [(k.snapshot.ref, k.reasons) for k in found.kept]
+    freed: paramstore.Collected = store.gc(compact=True)
+    sizes: dict[str, int] = {scope.name: scope.own_nbytes for scope in store.du().scopes}
+    store.expire(3)  # type: ignore[arg-type]  # a policy
+    del reasons, freed, sizes
+
+
 def errors(store: ParamStoreDict) -> None:
     paramstore.register_constraint(Even, "even")
     try:
