@@ -42,8 +42,8 @@ def new_file(target: Path) -> Iterator[Path]:
             yield draft
             _publish(draft, target)
         finally:
-            for left in draft.parent.glob(f"{draft.name}*"):  # its journal, too
-                left.unlink(missing_ok=True)
+            for suffix in ("", "-journal", "-wal", "-shm"):
+                draft.with_name(draft.name + suffix).unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"{str(target)!r} cannot be created: {error}") from error
 

@@ -74,13 +74,13 @@ def writer(path: Path, commits: int) -> subprocess.Popen[str]:
 
 
 def test_a_copy_has_everything_and_verifies(store: ParamStoreDict, tmp_path: Path) -> None:
-    target = tmp_path / "copy.db"
+    target = tmp_path / "copy [1] é?.db"
     assert store.backup(target) == target
     with check(target) as copy:
         assert not differences(dict(copy.items()), dict(store.items()))
         assert copy.log()[0].tags == ("first",)
         assert copy.at("@first").extras == {"x": [1, (2,)]}
-    assert files(tmp_path) == {"run.db", "copy.db"}
+    assert files(tmp_path) == {"run.db", "copy [1] é?.db"}
     store["b"] = torch.zeros(3)
     store.commit()
     with paramstore.open(target) as copy:
@@ -140,6 +140,17 @@ def test_what_another_process_makes_meanwhile_is_not_overwritten(
         store.backup(target)
     assert target.read_text() == "mine"
     assert files(tmp_path) == {"run.db", "copy.db"}
+
+
+def test_a_file_system_without_hard_links_will_do(
+    store: ParamStoreDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    check(store.backup(tmp_path / "copy [1] *.db")).close()
+    assert files(tmp_path) == {"run.db", "copy [1] *.db"}
 
 
 @pytest.mark.parametrize("where", [":memory:", "sqlite://", "", "postgresql://host/db"])

@@ -298,7 +298,7 @@ class Verification:
             ((stored, _),) = self.database.fetch(_SIZES)
             ((orphans, orphan_nbytes),) = self.database.fetch(_ORPHANS)
         return Verified(
-            where=self.database.name.strip("'"),
+            where=str(self.database.path or self.database.name),
             sample=self._sample,
             snapshots=self._snapshots,
             tensors=self._tensors,
