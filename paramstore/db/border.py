@@ -63,6 +63,9 @@ _ADVICE: Final[dict[type[ParamStoreError], str]] = {
 }
 
 
+_NO_SUCH: Final = ("no such column: ", "no such table: ")
+
+
 @contextmanager
 def translate(where: str) -> Iterator[None]:
     """Turn foreign errors inside the block into those of `paramstore.errors`.
@@ -109,6 +112,9 @@ def is_busy(error: BaseException) -> bool:
 
 def _kind(error: BaseException) -> type[ParamStoreError]:
     code = error_code(error)
+    # Our statements never change, and the revision has been looked at: then the schema is damaged.
+    if code == sqlite3.SQLITE_ERROR and str(error).startswith(_NO_SUCH):
+        return CorruptError
     if code:
         return _BY_CODE.get(code & 0xFF, DatabaseError)
     if isinstance(error, OSError):

@@ -138,3 +138,15 @@ def test_a_parameter_that_is_neither_trained_nor_frozen_is_damaged(file: Databas
     assert rows.checked() is not None
     for entry in rows.entries:
         assert rows._replace(entries=[entry._replace(requires_grad=None)]).checked() is None
+
+
+def test_a_column_or_table_that_has_lost_its_name_is_damage(path: Path) -> None:
+    for old, new in (("message TEXT", "massage TEXT"), ("TABLE metrics", "TABLE metrixs")):
+        path.unlink(missing_ok=True)
+
+        def rename(data: bytearray, old: str = old, new: str = new) -> None:
+            at = data.index(old.encode())
+            data[at : at + len(old)] = new.encode()
+
+        with pytest.raises(errors.CorruptError, match=r"no such|malformed"):
+            damaged(path, rename).head("a scope")
