@@ -25,6 +25,7 @@ BENCHMARKS = {
     "commit": "bench.commit",
     "restore": "bench.restore",
     "growth": "bench.growth",
+    "thinning": "bench.thinning",
     "open": "bench.opening",
     "memory": "bench.memory",
     "size": "bench.size",
