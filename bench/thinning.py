@@ -40,7 +40,7 @@ def run(settings: Settings) -> list[Table]:
     number = settings.size(200, 20)
     for count, nbytes, part in ((number, 64 << 10, 0.3), (number, 256 << 10, 0.3)):
         tables.append(_steady(settings, count, nbytes, part, bound=1.2))
-    tables.append(_steady(settings, 500, states.FLOAT, 1.0, bound=2.0))
+    tables.append(_steady(settings, settings.size(500, 50), states.FLOAT, 1.0, bound=2.0))
     tables.append(_steady(settings, settings.size(5000, 100), states.FLOAT, 0.05, bound=2.0))
     return tables
 
@@ -49,7 +49,7 @@ def run(settings: Settings) -> list[Table]:
 
 
 def _times(settings: Settings) -> Table:
-    snapshots = settings.size(5000, 60)
+    snapshots = settings.size(5000, 20)
     path = settings.folder / "run.db"
     with _in_memory(settings) as folder:
         grown = folder / "grown.db"
