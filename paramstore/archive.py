@@ -36,7 +36,13 @@ from torch.distributions.constraints import Constraint
 from paramstore import pickles
 from paramstore.constraints import from_spec, to_spec
 from paramstore.db.engine import is_open_here
-from paramstore.errors import CorruptError, ParamStoreError, StorageError, UnsupportedFileError
+from paramstore.errors import (
+    CorruptError,
+    InvalidInputError,
+    ParamStoreError,
+    StorageError,
+    UnsupportedFileError,
+)
 from paramstore.header import DTYPES, check_shape, layout
 from paramstore.modes import outside_modes
 from paramstore.reader import MapLocation, place
@@ -188,8 +194,16 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _check_file(path: str | os.PathLike[str]) -> None:
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"{path!r} cannot be the name of a file: {error}") from error
+    if b"\0" in encoded:
+        raise InvalidInputError(f"{path!r} cannot be the name of a file: it holds NUL")
     # A pipe would block for ever, and a device would be replaced by a file.
-    if Path(path).exists() and not Path(path).is_file():
+    with _storage_errors(f"cannot look at {os.fspath(path)!r}"):
+        odd = Path(path).exists() and not Path(path).is_file()
+    if odd:
         raise StorageError(f"{os.fspath(path)!r} is no file but a directory, a pipe or a device")
 
 

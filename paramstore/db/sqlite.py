@@ -108,7 +108,10 @@ def locate(where: str | os.PathLike[str]) -> Path | None:
         raise InvalidInputError(f"{text!r} is not the path of a database")
     if "://" in text:
         text = _path_of_url(text)
-    return None if text == ":memory:" else Path(os.path.realpath(text))
+    try:
+        return None if text == ":memory:" else Path(os.path.realpath(text))
+    except UnicodeEncodeError as error:  # a lone surrogate that stands for no byte
+        raise InvalidInputError(f"{text!r} is not the path of a database: {error}") from error
 
 
 def _path_of_url(text: str) -> str:

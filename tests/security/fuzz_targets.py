@@ -249,8 +249,7 @@ def _skeletons() -> list[str]:
 
 
 def skeletons(rng: Random) -> None:
-    value = decode(json_text(rng.choice(_skeletons()), rng), _some_tensor)
-    assert repr(value) is not None
+    decode(json_text(rng.choice(_skeletons()), rng), _some_tensor)
 
 
 def _some_tensor(number: Any) -> torch.Tensor:
