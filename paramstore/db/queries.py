@@ -148,7 +148,7 @@ def list_scopes(database: Database) -> list[ScopeInfo]:
     Raises:
         CorruptError: the tables contradict each other about them.
     """
-    for _ in range(2):  # another process may commit between the two queries
+    for _ in range(10):  # another process may make a scope between the two queries
         rows = database.fetch(_SCOPES)
         names = {name for (name,) in database.fetch(_SCOPE_NAMES)}
         strange = names ^ {row.name for row in rows}
