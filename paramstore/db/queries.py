@@ -34,7 +34,7 @@ from paramstore.db.cells import Cells
 from paramstore.db.engine import Database
 from paramstore.db.reading import Fetch
 from paramstore.db.schema import Id, metrics, params, scopes, snapshots, tags
-from paramstore.db.spans import with_spans
+from paramstore.db.spans import Span, spans
 from paramstore.errors import (
     CorruptError,
     InvalidInputError,
@@ -124,7 +124,7 @@ _HISTORY_COLUMNS: Final[dict[str, Any]] = {
     "kind": Text, "requires_grad": Integer, "dtype": Text, "shape": Text, "nbytes": Id,
     "constraint_spec": Text, "digest": Text, "norm": Double, "mean": Double, "std": Double,
     "min": Double, "max": Double, "nan_count": Id, "inf_count": Id, "value": Text,
-    "unconstrained": Integer,
+    "unconstrained": Integer, "param_version_id": Id,
 }  # fmt: skip
 _v_history = table("v_history", *(column(*typed) for typed in _HISTORY_COLUMNS.items()))
 HISTORY = (
@@ -339,14 +339,17 @@ def history(database: Database, scope: str, name: str, limit: int | None) -> lis
             f"no snapshot of scope {scope!r} has a parameter {name!r}{suggest(name, names)}"
         )
     _HISTORY_CELLS.check(rows)
-    return with_spans(database, [_param_version(row) for row in reversed(rows)])
+    rows.reverse()
+    kept = spans(database, rows)
+    return [_param_version(row, kept.get(row.version)) for row in rows]
 
 
-def _param_version(row: Any) -> ParamVersion:
+def _param_version(row: Any, span: Span | None) -> ParamVersion:
     (
         scope, name, version, step, created_at, since_version, kind, requires_grad, dtype, shape,
-        nbytes, constraint, digest, *statistics,
+        nbytes, constraint, digest, *statistics, _,
     ) = row  # fmt: skip
+    until = span or Span(version, step, removed=False)
     return ParamVersion(
         name=name,
         scope=scope,
@@ -354,9 +357,9 @@ def _param_version(row: Any) -> ParamVersion:
         step=step,
         created_at=_time(created_at),
         since_version=since_version,
-        until_version=version,
-        until_step=step,
-        removed=False,
+        until_version=until.version,
+        until_step=until.step,
+        removed=until.removed,
         kind=kind,
         requires_grad=bool(requires_grad),
         dtype=dtype,

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
+import random
 import sqlite3
 import time
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 import pytest
-from drafts import Line
+from drafts import Line, expire
 from sqlalchemy import Select
 from sqlalchemy.dialects import sqlite
 
 from paramstore.db.engine import Database
 from paramstore.db.queries import HISTORY
 from paramstore.db.repository import Repository
-from paramstore.db.spans import PRESENCE
+from paramstore.db.spans import HELD
+from paramstore.snapshot import Snapshot
 
 
 @pytest.fixture
@@ -26,11 +29,12 @@ def memory() -> Iterator[Database]:
 
 def plan(database: Database, statement: Select[Any], **about: object) -> list[str]:
     dialect = sqlite.dialect(paramstyle="named")
-    query = statement.compile(dialect=dialect)
-    values = query.construct_params({"scope": "main", "name": "w", **about})
+    compiled = statement.compile(dialect=dialect)
+    query = compiled.construct_expanded_state({"scope": "main", "name": "w", **about})
 
     def explain(connection: sqlite3.Connection) -> list[str]:
-        return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}", values)]
+        text = f"EXPLAIN QUERY PLAN {query.statement}"
+        return [row[3] for row in connection.execute(text, dict(query.parameters))]
 
     return database.outside_transaction(explain)
 
@@ -44,14 +48,42 @@ def test_history_walks_one_index_backwards_and_looks_everything_else_up(file: Da
     assert walked == "SEARCH snapshots USING INDEX sqlite_autoindex_snapshots_1 (scope_id=?)"
 
 
-def test_how_long_a_value_was_kept_walks_one_index_and_looks_the_rest_up(file: Database) -> None:
-    steps = plan(file, PRESENCE, first=1)
-    walked, looked_up = steps[0], next(step for step in steps if "snapshot_params" in step)
-    assert walked == (
-        "SEARCH snapshots USING INDEX sqlite_autoindex_snapshots_1 (scope_id=? AND version>?)"
-    )
-    assert "USING PRIMARY KEY (snapshot_id=? AND param_id=?)" in looked_up
-    assert not [step for step in steps if step.startswith("SCAN") or "TEMP B-TREE" in step]
+def test_how_long_a_value_was_kept_is_looked_up_from_its_end_backwards(file: Database) -> None:
+    steps = plan(file, HELD, values=[7, 9])
+    assert [step for step in steps if step.startswith("SCAN")] == ["SCAN ends"]
+    assert not [step for step in steps if "TEMP B-TREE" in step or "AUTOMATIC" in step]
+    back = "USING COVERING INDEX sqlite_autoindex_snapshots_1 (scope_id=? AND version<?)"
+    assert steps.count(f"SEARCH earlier {back}") == 2
+    assert "SEARCH there USING PRIMARY KEY (snapshot_id=? AND param_id=?)" in steps
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_how_long_a_value_was_kept_is_what_the_snapshots_say(memory: Database, seed: int) -> None:
+    chance, line = random.Random(seed), Line(Repository(memory))
+    held: dict[int, tuple[int | None, int | None]] = {}  # step and value, by version
+    log: list[Snapshot] = []
+    for n in range(60):
+        value = chance.choice([{"w": str(n)}, {}, {}, {}])
+        without = [] if value else chance.choice([["w"], [], [], []])
+        snapshot = line.commit({"other": str(n)} | value, without=without, step=n * 10)
+        entry = line.entries.get("w")
+        held[snapshot.version] = snapshot.step, entry and entry.param_version_id
+        if log and chance.random() < 0.3:
+            expire(memory, log[-1])
+            del held[log[-1].version]
+        log.append(snapshot)
+    found = line.repository.history("main", "w")
+    assert [(r.version, r.until_version, r.until_step, r.removed) for r in found] == spans_of(held)
+
+
+def spans_of(held: dict[int, tuple[int | None, int | None]]) -> list[tuple[Any, ...]]:
+    runs = [(key, list(run)) for key, run in groupby(held.items(), lambda item: item[1][1])]
+    following = [key for key, _ in runs[1:]] + [0]
+    return [
+        (run[0][0], run[-1][0], run[-1][1][0], after is None)
+        for (key, run), after in zip(runs, following, strict=True)
+        if key is not None
+    ]
 
 
 def order(steps: list[str]) -> list[str]:
