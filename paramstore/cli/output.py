@@ -46,7 +46,7 @@ def json_options(command: F) -> F:
 
 def on_terminal() -> bool:
     """Whether a person reads what is printed."""
-    return sys.stdout.isatty()
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def paint(text: str, style: Style | None) -> str:

@@ -162,14 +162,25 @@ def test_a_tag_that_is_taken_is_moved_only_on_request(run: Run, db: Path) -> Non
 def test_head_ends_the_command_without_a_word(tmp_path: Path) -> None:
     path = tmp_path / "long.db"
     with paramstore.open(path) as store:
-        for step in range(2_000):
+        for step in range(300):
             store["x"] = torch.tensor(float(step))
-            store.commit(step=step, message="m" * 60)
+            store.commit(step=step, message="m" * 400)
     script = f"'{COMMAND}' log --db '{path}' | head -n 2; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout.splitlines()[2] == "0"
-    assert done.stdout.splitlines()[1].startswith("main@2000")
+    assert done.stdout.splitlines()[1].startswith("main@300")
+
+
+def test_output_that_cannot_be_written_is_an_error_in_one_line(trained: Path) -> None:
+    script = f"'{COMMAND}' log --db '{trained}' > /dev/full; echo $?"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "1\n"
+    assert "No space left" in done.stderr
+    assert done.stderr.count("\n") == 1
+    closed = f"'{COMMAND}' log --db '{trained}' >&-; echo $? >&2"
+    done = subprocess.run(["bash", "-c", closed], capture_output=True, text=True, check=False)
+    assert done.stderr == "0\n"
 
 
 def test_follow_prints_new_snapshots_beside_the_run_and_ctrl_c_ends_it(db: Path) -> None:
