@@ -27,7 +27,12 @@ import pytest
 import paramstore
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 FRAGMENTS = sorted((ROOT / "changelog.d").glob("*"))
 LANGUAGES = {"python", "sh", "console", "text", ""}
 

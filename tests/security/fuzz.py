@@ -7,6 +7,7 @@ does one that makes Python run or import something, or write elsewhere.
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import random
@@ -75,6 +76,10 @@ def _writes_elsewhere(event: str, path: Any, _mode: object = None, flags: int = 
     here = str(path).removeprefix("file://").startswith(str(FOLDER))
     writes = event != "open" or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
     return bool(writes) and not here and path != ":memory:" and not isinstance(path, int)
+
+
+CODECS = ("ascii", "latin-1", "raw_unicode_escape", "unicode_escape", "utf-8")
+"""By which pickletools reads texts: modules, too, and a fixed choice of them."""
 
 
 class TooSlow(BaseException):
@@ -147,6 +152,8 @@ def main() -> None:
     try:
         for target in TARGETS:
             run(target, 0, WARM)  # makes the seeds, imports what is imported late
+        for codec in CODECS:
+            codecs.lookup(codec)
         _limit_memory()
         watch()
         if sys.argv[1] in ("quick", "full"):
