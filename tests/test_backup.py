@@ -187,6 +187,19 @@ def test_a_copy_is_no_more_public_than_the_umask_says(
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize(("mode", "expected"), [(0o600, 0o600), (0o440, 0o640), (0o666, 0o644)])
+def test_a_copy_is_no_more_public_than_the_store(
+    store: ParamStoreDict, path: Path, tmp_path: Path, mode: int, expected: int
+) -> None:
+    path.chmod(mode)
+    before = os.umask(0o022)
+    try:
+        target = store.backup(tmp_path / "copy.db")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(target.stat().st_mode) == expected
+
+
 def test_an_error_leaves_no_file(
     store: ParamStoreDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ def backup(database: Database, path: str | os.PathLike[str]) -> Path:
     ):
         watch = _Watch(database, lambda copied: advance(copied * page_size))
         with translate(f"copying {database.name} to {str(target)!r}"):
-            database.outside_transaction(lambda source: _copy(source, draft, watch))
+            database.outside_transaction(lambda source: _copy(source, draft, watch, database.path))
     return target
 
 
@@ -92,7 +93,7 @@ class _Watch:
         if status not in _GOING_ON:
             return  # the driver raises it
         copied = total - remaining
-        if copied <= self._copied:
+        if copied <= self._copied and status != sqlite3.SQLITE_DONE:  # an empty one has no pages
             raise _Restarted
         self._advance(copied - self._copied)
         self._copied = copied
@@ -102,9 +103,12 @@ class _Watch:
         self._deadline = time.monotonic() + self._database.timeout
 
 
-def _copy(source: sqlite3.Connection, draft: Path, watch: _Watch) -> None:
+def _copy(source: sqlite3.Connection, draft: Path, watch: _Watch, original: Path | None) -> None:
     target = sqlite.connect(draft, "rwc")
     try:
+        if original is not None:  # others who cannot read it cannot read its copy, either
+            target.execute("PRAGMA schema_version")  # makes the file
+            draft.chmod(draft.stat().st_mode & (original.stat().st_mode | stat.S_IRWXU))
         # Nobody reads a draft, so its journal has only to take back a copy that begins anew.
         # SQLite syncs the file at the end all the same.
         sqlite.set_pragmas(target, ("journal_mode", "MEMORY"))

@@ -103,7 +103,8 @@ def upgrade(
         InvalidInputError: the file of the copy exists.
         StorageError: the copy cannot be made.
         CorruptError: the database is damaged.
-        SchemaError: there are triggers, or the migration lost rows; nothing was changed.
+        SchemaError: there are triggers, something has a name that the new schema needs, or the
+            migration lost rows; nothing was changed.
     """
     with _opened(where, "rw", timeout) as database:
         found = _revision(database, shared=share)
@@ -130,8 +131,8 @@ def downgrade(
     Raises:
         NotFoundError: no store.
         InvalidInputError: not an older revision, or the file of the copy exists.
-        SchemaError: something would be lost, because the older schema has no place for it; nothing
-            was changed.
+        SchemaError: something would be lost, because the older schema has no place for it, or a
+            view or an index of yours needs what would go; nothing was changed.
         ForeignDatabaseError, SchemaTooNewError, StorageError, CorruptError: as `upgrade`.
     """
     with _opened(where, "rw", timeout) as database:

@@ -5,15 +5,18 @@ Works inside a transaction of its caller's; must never commit it.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Connection, func, select, table, text
+from sqlalchemy.exc import OperationalError
 
 from paramstore.db import scripts
 from paramstore.db.backup import backup
+from paramstore.db.border import error_code
 from paramstore.db.drift import clashes
 from paramstore.db.engine import Database
 from paramstore.errors import CorruptError, ForeignDatabaseError, InvalidInputError, SchemaError
@@ -100,6 +103,13 @@ def _run(database: Database, connection: Connection, before: str | None, after: 
         scripts.run(connection, after, down=down)
     except CommandError as error:
         raise SchemaError(f"{database.name}: {error}. Nothing was changed") from error
+    except OperationalError as error:
+        if error_code(error) != sqlite3.SQLITE_ERROR:
+            raise
+        raise SchemaError(
+            f"{database.name} cannot be migrated to {after!r}: {error.orig}. Drop what is in the "
+            f"way, or does not work, and make it again after that. Nothing was changed"
+        ) from error
 
 
 def _contents(connection: Connection, tables: list[str]) -> dict[str, int]:

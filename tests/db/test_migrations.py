@@ -182,6 +182,35 @@ def test_a_view_of_the_user_s_outlives_an_upgrade_and_a_downgrade(old: Path) -> 
         )
 
 
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("CREATE VIEW v_tags AS SELECT 1", "'0002': view v_tags already exists"),
+        ("ALTER TABLE snapshots ADD COLUMN origin TEXT", "'0002': duplicate column name: origin"),
+    ],
+)
+def test_what_is_in_the_way_of_an_upgrade_is_named(old: Path, statement: str, said: str) -> None:
+    run(old, statement)
+    before = dump(old)
+    with pytest.raises(errors.SchemaError, match=f"{said}.*Drop what.*Nothing was changed"):
+        migrate.upgrade(old)
+    assert dump(old) == before
+    assert not list(old.parent.glob("*.bak*"))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["CREATE INDEX mine ON snapshots (origin)", "CREATE VIEW mine AS SELECT * FROM v_metrics"],
+)
+def test_what_is_in_the_way_of_a_downgrade_is_named(old: Path, statement: str) -> None:
+    migrate.upgrade(old, backup=False)
+    run(old, statement)
+    before = dump(old)
+    with pytest.raises(errors.SchemaError, match=r"'0001': error in .* mine.*Nothing was changed"):
+        migrate.downgrade(old, "0001", backup=False)
+    assert dump(old) == before
+
+
 @pytest.mark.parametrize("revision", ["9999", "base", "", "head"])
 def test_a_downgrade_goes_to_an_older_revision_only(old: Path, revision: str) -> None:
     migrate.upgrade(old, backup=False)

@@ -184,5 +184,8 @@ def test_an_empty_file_can_be_a_store_before_the_other_program_comes(
     path: Path,
 ) -> None:
     path.touch()
-    assert migrate.upgrade(path, share=True, backup=False).before is None
+    done = migrate.upgrade(path, share=True)
+    assert done.before is None
+    assert done.backup is not None
+    assert not rows(done.backup, "SELECT * FROM sqlite_master")
     Database.open(path).close()
