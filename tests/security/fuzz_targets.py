@@ -14,7 +14,7 @@ import sqlite3
 import string
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -448,9 +448,9 @@ def _change_cell(connection: sqlite3.Connection, rng: Random) -> None:
     found = connection.execute(f"SELECT {column} FROM {table} ORDER BY random()").fetchall()
     old = rng.choice(found)[0] if found else None
     new = _other_cell(old, rng)
-    # Not where it is a key that is there already, or a NULL that must not be.
-    change = f"UPDATE OR IGNORE {table} SET {column} = ? WHERE {column} IS ?"
-    connection.execute(change, (new, old))
+    # Not where it is a key that is there already, no number, or a NULL that must not be.
+    with suppress(sqlite3.IntegrityError):
+        connection.execute(f"UPDATE {table} SET {column} = ? WHERE {column} IS ?", (new, old))
 
 
 def _other_cell(old: Any, rng: Random) -> Any:
