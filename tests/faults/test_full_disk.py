@@ -65,7 +65,8 @@ def test_a_run_goes_on_when_a_full_disk_has_space_again(
 ) -> None:
     cases = Cases(runs.RUNS[name], small_disk)
     filler = small_disk / "filler"
-    for left in range(0, 20 if name != "many MiB" else 100, 1 if full else 7):
+    pages = range(100 if name == "many MiB" else 20)
+    for left in pages if full else (0, len(pages) // 3):
         path = cases.fresh()
         teller = Filling(filler)
         with cases.run.enduring(path) as do:

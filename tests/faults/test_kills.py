@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]
 
-QUICK = 8
+QUICK = 5
 """Kills of each run in the quick selection."""
 
 

@@ -13,7 +13,7 @@ from ledger import Ledger
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
-QUICK, FULL = 10, 300
+QUICK, FULL = 8, 300
 """Kills in the two selections."""
 
 
