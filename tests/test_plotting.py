@@ -107,6 +107,22 @@ def test_the_deviation_ends_where_the_elements_do() -> None:
     assert (inner.ymin, inner.ymax) == (-1.0, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("values", "label"), [((1e8, 1e8 + 8), "100000004"), ((-1e-29, 3e-29), "−1e−29")]
+)
+def test_the_vertical_axis_has_its_numbers_in_full(values: tuple[float, float], label: str) -> None:
+    figure = plot_histories(
+        [History([scalar(n, value) for n, value in enumerate(values, 1)])],
+        log=[replace(BEFORE, version=n, metrics={"m": v}) for n, v in enumerate(values, 1)],
+        metrics=["m"],
+    )
+    figure.draw_without_rendering()
+    assert len(figure.axes) == 2
+    for axes in figure.axes:
+        assert label in [text.get_text() for text in axes.get_yticklabels()]
+        assert axes.yaxis.get_offset_text().get_text() == ""
+
+
 def test_without_a_step_the_axis_counts_versions() -> None:
     (axes,) = History([vector(3), vector(5, step=None)]).plot().axes
     assert axes.get_xlabel() == "version"
@@ -385,6 +401,17 @@ def test_changes_without_a_length_say_so() -> None:
     said = texts(Diff(before=BEFORE, after=BEFORE, changed=changes).plot())
     for text in ("shape differs", "∞, was 0", "0   dtype differs"):
         assert text in said
+
+
+def test_a_change_from_zero_does_not_squeeze_the_others() -> None:
+    changes = (
+        Change(name="a", what="value", norm=1.0, relative=math.inf),
+        Change(name="b", what="value", norm=1.0, relative=3.0),
+        Change(name="c", what="value", norm=1.0, relative=1.0),
+    )
+    (axes,) = Diff(before=BEFORE, after=BEFORE, changed=changes).plot().axes
+    assert axes.get_xscale() == "linear"
+    assert axes.get_xlim()[1] < 5
 
 
 def test_no_difference_is_said() -> None:

@@ -59,7 +59,7 @@ def _draw(axes: Axes, rows: Sequence[_Row]) -> None:
     if not rows:
         axes.text(0.5, 0.5, "nothing differs", transform=axes.transAxes, ha="center", va="center",
                   size=9, color=FAINT)  # fmt: skip
-    lengths = [placed(row.length) for row in rows if 0 < placed(row.length) < math.inf]
+    lengths = [size for row in rows if row.length < math.inf and (size := placed(row.length))]
     longest, shortest = max(lengths, default=1.0), min(lengths, default=1.0)
     logarithmic = longest / shortest > _DECADES
     left = shortest / 3 if logarithmic else 0.0

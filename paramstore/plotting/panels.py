@@ -29,6 +29,7 @@ from paramstore.plotting.style import (
     dress,
     fitting,
     room,
+    whole_labels,
 )
 from paramstore.refs import suggest
 from paramstore.snapshot import Snapshot
@@ -139,7 +140,7 @@ class _Page:
     def _second_axis(self, axes: Axes, metric: str, place: int) -> None:
         twin = axes.twinx()
         twin.spines[["top", "left", "bottom"]].set_visible(False)
-        twin.spines["right"].set_position(("outward", 48 * place))
+        twin.spines["right"].set_position(("outward", 60 * place))
         axes.set_zorder(twin.get_zorder() + 1)  # the parameter stays in front
         axes.patch.set_visible(False)
         axes.grid(visible=False)  # of two axes it would be of no use, and in front of the metric
@@ -147,6 +148,7 @@ class _Page:
         line: dict[str, Any] = {"color": GREEN, "linewidth": 0.8}
         if len(xs) <= _DASHED:
             line = {"color": GREEN, "linewidth": 1.4, "linestyle": _DASHES[place % len(_DASHES)]}
+        whole_labels(twin)
         curves.set_scale(twin, values)
         twin.plot(xs, values, **line)
         twin.set_ylabel(fitting(metric, 3, 9), size=9, color=GREEN, **PLAIN)

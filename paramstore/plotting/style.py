@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from matplotlib import font_manager, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from paramstore.listing import printable
 
@@ -49,6 +50,16 @@ def dress(axes: Axes, size: float) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
+    whole_labels(axes)
+
+
+def whole_labels(axes: Axes) -> None:
+    """Write the numbers of the vertical axis out, while it is linear.
+
+    matplotlib takes out what they share and writes it above the axis, where our own lines stand,
+    and over the wrong one where there are several.
+    """
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.12g}".replace("-", "−")))
 
 
 def fitting(name: str, inches: float, size: float, weight: str = "normal") -> str:
