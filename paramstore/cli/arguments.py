@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from paramstore.db.repository import Repository
 
 F = TypeVar("F", bound=Callable[..., Any])
+_PATIENCE = 0.5  # seconds to wait for a writer
 _MOST = 500  # a shell that is given more asks whether to show them
 
 
@@ -88,7 +89,7 @@ def _offered(
     ctx: click.Context, find: Callable[[Repository], Iterable[str]], incomplete: str
 ) -> list[CompletionItem]:
     try:
-        with ctx.scope(cleanup=False), reading() as repository:
+        with ctx.scope(cleanup=False), reading(timeout=_PATIENCE) as repository:
             found = [name for name in find(repository) if name.startswith(incomplete)]
     except Exception:  # noqa: BLE001  # in the middle of a line that somebody is typing
         return []

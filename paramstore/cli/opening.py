@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 DEFAULT: Final = "paramstore.db"
 VARIABLE: Final = "PARAMSTORE_URL"
 MAIN: Final = "main"
+WAIT: Final = 60.0
+"""Seconds to wait for a lock that another process holds."""
 
 
 def where() -> str:
@@ -29,13 +31,13 @@ def where() -> str:
 
 
 @contextmanager
-def reading(place: str | None = None) -> Iterator[Repository]:
-    """Open the store for reading.
+def reading(place: str | None = None, *, timeout: float = WAIT) -> Iterator[Repository]:
+    """Open the store for reading; wait so many seconds for a writer.
 
     Raises:
         NotFoundError, DatabaseError: it cannot be opened; the message says why.
     """
-    with _opened(place or where(), readonly=True, create=False) as repository:
+    with _opened(place or where(), readonly=True, create=False, timeout=timeout) as repository:
         yield repository
 
 
@@ -46,16 +48,16 @@ def writing(place: str | None = None, *, create: bool = False) -> Iterator[Repos
     Raises:
         NotFoundError, DatabaseError: it cannot be opened; the message says why.
     """
-    with _opened(place or where(), readonly=False, create=create) as repository:
+    with _opened(place or where(), readonly=False, create=create, timeout=WAIT) as repository:
         yield repository
 
 
 @contextmanager
-def _opened(place: str, *, readonly: bool, create: bool) -> Iterator[Repository]:
+def _opened(place: str, *, readonly: bool, create: bool, timeout: float) -> Iterator[Repository]:
     from paramstore.db.engine import Database
     from paramstore.db.repository import Repository
 
-    database = Database.open(place, readonly=readonly, create=create)
+    database = Database.open(place, readonly=readonly, create=create, timeout=timeout)
     try:
         yield Repository(database)
     finally:
