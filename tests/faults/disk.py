@@ -24,7 +24,7 @@ SECTOR = 512
 # With strace -f -y -xx: pid, call, its arguments, what it returned.
 _LINE = re.compile(r"^(?:\d+ +)?(\w+)\((.*)\) += (-?\d+)", re.DOTALL)
 _DESCRIPTOR = re.compile(r"^(?:AT_FDCWD|\d+)<([^>]*)>")
-_TEXT = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
+_TEXT = re.compile(r'"([^"]*)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ def _whole_lines(trace: str) -> Iterator[str]:
 
 def _texts(arguments: str) -> Iterator[bytes]:
     for found in _TEXT.finditer(arguments):
-        yield bytes.fromhex(found[1].replace("\\x", ""))
+        yield _bytes(found[1])
 
 
 def _number(arguments: str, place: int) -> int:
@@ -202,4 +202,9 @@ def _number(arguments: str, place: int) -> int:
 
 
 def _unescaped(path: str) -> str:
-    return bytes.fromhex(path.replace("\\x", "")).decode() if path.startswith("\\x") else path
+    return _bytes(path).decode() if path.startswith("\\x") else path
+
+
+def _bytes(text: str) -> bytes:
+    """What strace wrote as hexadecimal escapes."""
+    return text.encode("ascii").decode("unicode_escape").encode("latin-1")
