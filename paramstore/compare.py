@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from paramstore.diff import Change, Diff
+from paramstore.diff import NOT_FINITE, Change, Diff
 from paramstore.errors import UnknownConstraintError
 from paramstore.progress import progress
 from paramstore.reader import SnapshotView
@@ -52,8 +52,9 @@ def _content(entry: Entry) -> tuple[object, ...]:
 
 
 def _order(change: Change) -> tuple[float, str]:
-    relative = change.relative
-    return (-math.inf if relative is None else -relative), change.name
+    if change.relative is None or change.what == NOT_FINITE:
+        return -math.inf, change.name
+    return -change.relative, change.name
 
 
 def _change(name: str, old: Entry, new: Entry, before: SnapshotView, after: SnapshotView) -> Change:
@@ -61,10 +62,9 @@ def _change(name: str, old: Entry, new: Entry, before: SnapshotView, after: Snap
         return Change(name=name, what="shape")
     what = _what(old, new)
     try:
-        norm, relative, cosine = _measure(before[name], after[name])
+        return _measure(name, what, before[name], after[name])
     except UnknownConstraintError:
         return Change(name=name, what=what)
-    return Change(name=name, what=what, norm=norm, relative=relative, cosine=cosine)
 
 
 def _what(old: Entry, new: Entry) -> str:
@@ -77,24 +77,32 @@ def _what(old: Entry, new: Entry) -> str:
     return "value"
 
 
-def _measure(before: Tensor, after: Tensor) -> tuple[float, float, float | None]:
-    """Norm of the difference, that over the earlier norm, and the cosine between both.
+def _measure(name: str, what: str, before: Tensor, after: Tensor) -> Change:
+    """Tell the norm of the difference, that over the earlier norm, and the cosine between both.
 
     Over the elements that are finite in both, in float64 (complex128).
     """
     difference = old_square = new_square = inner = 0.0
+    alike, measured = True, before.numel() == 0
     wide = torch.complex128 if before.is_complex() or after.is_complex() else torch.float64
     for a, b in zip(_blocks(before, wide), _blocks(after, wide), strict=True):
         finite = torch.isfinite(a) & torch.isfinite(b)
+        alike = alike and torch.equal(torch.isfinite(a), torch.isfinite(b))
+        measured = measured or bool(finite.any())
         x, y = torch.where(finite, a, 0), torch.where(finite, b, 0)
         difference += _square(y - x)
         old_square += _square(x)
         new_square += _square(y)
         inner += float(torch.vdot(x, y).real)
+    if what == "value" and not alike:
+        what = NOT_FINITE
+    if not measured:  # a zero would say that nothing has changed
+        return Change(name=name, what=what)
     norm, length = math.sqrt(difference), math.sqrt(old_square)
     relative = norm / length if length else (math.inf if norm else 0.0)
     both = length * math.sqrt(new_square)
-    return norm, relative, inner / both if both else None
+    cosine = inner / both if both else None
+    return Change(name=name, what=what, norm=norm, relative=relative, cosine=cosine)
 
 
 def _square(x: Tensor) -> float:

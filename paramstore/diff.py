@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from paramstore.listing import format_number, format_table, html_table, printable
 from paramstore.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+NOT_FINITE: Final = "NaN or inf"
+"""What differs where elements are finite in one of two values only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +26,11 @@ class Change:
     name: str
     """Parameter name."""
     what: str
-    """``value``, or what else differs: ``shape``, ``dtype``, ``constraint``, ``kind``."""
+    """``value``, or what else differs: ``shape``, ``dtype``, ``constraint``, ``kind``; ``NaN or
+    inf`` where an element is finite in one of both only."""
     norm: float | None = None
-    """Euclidean norm of the difference of the constrained values, over elements finite in both."""
+    """Euclidean norm of the difference of the constrained values, over elements finite in both;
+    None where there is none."""
     relative: float | None = None
     """That norm over the norm of the earlier value; infinite when that is zero."""
     cosine: float | None = None
@@ -45,7 +50,8 @@ class Diff:
     removed: tuple[str, ...] = ()
     """Names that only the first has."""
     changed: tuple[Change, ...] = ()
-    """Names that both have with different content, the largest relative change first."""
+    """Names that both have with different content, the largest relative change first; before them
+    those without one, and those that differ in NaN or inf."""
     unchanged: int = 0
     """How many names are the same in both."""
 

@@ -51,7 +51,7 @@ _STYLES: dict[str, Style] = {"+": NEW, "-": BAD, "~": CHANGED}
 def diff(before: Ref, after: Ref | None, scope: str | None, plot: str | None, form: Form) -> None:
     """Print what was added, removed and changed from one snapshot to another, or to the newest.
 
-    The largest relative change comes first. Reads the tensors that differ, and imports torch.
+    First NaN and inf, then by relative change. Reads the tensors that differ, and imports torch.
     """
     if plot is not None and form != "text":
         raise click.UsageError("--plot does not go with --json")

@@ -184,6 +184,26 @@ class SnapshotConformance:
         assert diff
         assert not store.diff(1, 1)
 
+    def test_diff_puts_first_what_became_nan_or_infinite(self, make_store: MakeStore) -> None:
+        store = make_store()
+        store["all"], store["some"] = torch.tensor(2.0), torch.tensor([3.0, 4.0])
+        store["large"], store["still"] = torch.tensor(1.0), torch.tensor([math.nan, 1.0])
+        store.commit()
+        for name, value in (("all", math.nan), ("large", 1e9)):
+            fill(store[name], value)
+        store["some"] = torch.tensor([3.0, math.inf])
+        store["still"] = torch.tensor([math.nan, 2.0])
+        store.commit()
+        first, second, *others = store.diff("@1", "@2").changed
+        assert (first.name, first.what, first.norm, first.relative) == (
+            ("all", "NaN or inf", None, None)
+        )
+        assert (second.name, second.what, second.norm) == ("some", "NaN or inf", 0.0)
+        assert [(change.name, change.what) for change in others] == [
+            ("large", "value"),
+            ("still", "value"),
+        ]
+
     def test_restore_brings_back_bits_constraints_and_identity(self, make_store: MakeStore) -> None:
         store = make_store()
         store["x"] = torch.tensor([math.nan, -0.0, 1.0])
