@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import Connection, func, select, table, text
 from sqlalchemy.exc import OperationalError
@@ -77,21 +77,29 @@ def change(database: Database, connection: Connection, before: str | None, after
     """Migrate, and compare what is there with what was.
 
     Raises:
+        CorruptError: references led nowhere before.
         SchemaError: something would be lost, or was; the transaction has to be rolled back.
     """
-    made, wanted = scripts.made_by(before) if before else [], scripts.made_by(after)
-    tables = [thing.name for thing in made if thing.kind == "table"]
-    contents = _contents(connection, tables)
-    _run(database, connection, before, after)
-    now = _contents(connection, tables)
-    lost = sorted(name for name, count in contents.items() if now.get(name, -1) < count)
-    wanted = [thing for thing in wanted if thing.kind == "table"]
-    dangling = [row for thing in wanted for row in _dangling(connection, thing)]
-    if lost or dangling:
-        raise SchemaError(
-            f"{database.name}: the migration to {after!r} lost rows of {lost} and left "
-            f"{len(dangling)} dangling references; nothing was changed"
+    made, wanted = _tables(before), _tables(after)
+    if astray := _astray(connection, made):
+        raise CorruptError(
+            f"{database.name} is damaged: {', '.join(astray)} lead nowhere; salvage it before you "
+            f"migrate. Nothing was changed"
         )
+    contents = _contents(connection, made)
+    _run(database, connection, before, after)
+    now = _contents(connection, made)
+    lost = sorted(what for what, count in contents.items() if now.get(what, -1) < count)
+    if lost := lost or _astray(connection, wanted):
+        raise SchemaError(
+            f"{database.name}: the migration to {after!r} would lose {', '.join(lost)}. Nothing "
+            f"was changed"
+        )
+
+
+def _tables(revision: str | None) -> list[str]:
+    made = scripts.made_by(revision) if revision else []
+    return [thing.name for thing in made if thing.kind == "table"]
 
 
 def _run(database: Database, connection: Connection, before: str | None, after: str) -> None:
@@ -116,12 +124,14 @@ def _contents(connection: Connection, tables: list[str]) -> dict[str, int]:
     """Count the rows of tables that exist, and tell the newest id that each has ever had."""
     existing = {name for (name,) in connection.execute(_TABLES)}.intersection(tables)
     counts = {name: select(func.count()).select_from(table(name)) for name in existing}
-    found = {name: connection.execute(count).scalar_one() for name, count in counts.items()}
+    found = {f"rows of {n!r}": connection.execute(c).scalar_one() for n, c in counts.items()}
     if existing:
         newest = connection.execute(_NEWEST_IDS).all()
-        found |= {f"ids of {name}": seq for name, seq in newest if name in existing}
+        found |= {f"ids of {name!r}": seq for name, seq in newest if name in existing}
     return found
 
 
-def _dangling(connection: Connection, made: scripts.Made) -> list[Any]:
-    return list(connection.execute(text(f'PRAGMA foreign_key_check("{made.name}")')))
+def _astray(connection: Connection, tables: list[str]) -> list[str]:
+    """Name the tables that refer to rows that do not exist."""
+    checks = {name: text(f'PRAGMA foreign_key_check("{name}")') for name in tables}
+    return [f"references of {n!r}" for n, c in checks.items() if connection.execute(c).first()]

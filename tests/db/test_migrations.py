@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 from drafts import Line
+from sqlalchemy import Connection
 
 from paramstore import errors
-from paramstore.db import migrate, sqlite
+from paramstore.db import migrate, scripts, sqlite
 from paramstore.db.backup import backup
 from paramstore.db.engine import Database
 from paramstore.db.repository import Repository
@@ -110,6 +111,40 @@ def test_a_trigger_of_a_stranger_s_does_not_act_at_an_upgrade(old: Path) -> None
     run(old, f"CREATE TRIGGER t AFTER UPDATE ON {VERSION_TABLE} BEGIN DELETE FROM extras; END")
     before = dump(old)
     with pytest.raises(errors.SchemaError, match="trigger 't'"):
+        migrate.upgrade(old)
+    assert dump(old) == before
+    assert not list(old.parent.glob("*.bak*"))
+
+
+def test_references_that_lead_nowhere_are_damage_and_not_the_migration_s(old: Path) -> None:
+    run(old, "INSERT INTO metrics VALUES (999, 'x', 1.0)")
+    with pytest.raises(errors.CorruptError, match=r"references of 'metrics' lead nowhere; salvage"):
+        migrate.upgrade(old)
+    assert not list(old.parent.glob("*.bak*"))
+
+
+@pytest.mark.parametrize(
+    ("statement", "lost"),
+    [
+        ("DELETE FROM tags WHERE name = 'warm'", "rows of 'tags'"),
+        ("DROP TABLE tags", "rows of 'tags'"),
+        ("UPDATE sqlite_sequence SET seq = 1 WHERE name = 'blobs'", "ids of 'blobs'"),
+        ("UPDATE metrics SET snapshot_id = 999 WHERE name = 'nan'", "references of 'metrics'"),
+    ],
+)
+def test_a_migration_that_would_lose_something_is_undone(
+    old: Path, monkeypatch: pytest.MonkeyPatch, statement: str, lost: str
+) -> None:
+    migrate_well = scripts.run
+
+    def lose(connection: Connection, revision: str, *, down: bool = False) -> None:
+        migrate_well(connection, revision, down=down)
+        if connection.exec_driver_sql("SELECT 1 FROM snapshots").first():  # not the empty model
+            connection.exec_driver_sql(statement)
+
+    monkeypatch.setattr(scripts, "run", lose)
+    before = dump(old)
+    with pytest.raises(errors.SchemaError, match=f"'0002' would lose .*{lost}.*Nothing was"):
         migrate.upgrade(old)
     assert dump(old) == before
     assert not list(old.parent.glob("*.bak*"))
