@@ -61,9 +61,9 @@ class Repository:
         self.database = database
         """Where everything is."""
         self._unclaimed: dict[int, int] = {}
+        """Bytes, by row, of blobs added here for a snapshot that is still to come."""
         self._checked: dict[int, Manifest] = {}
         """The manifests read last, by row of their snapshot: immutable, and checked once."""
-        """Bytes, by row, of blobs added here for a snapshot that is still to come."""
 
     # -- writing -------------------------------------------------------------------
 
