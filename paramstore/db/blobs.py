@@ -179,8 +179,8 @@ def shape_text(shape: tuple[int, ...]) -> str:
 
 
 @lru_cache(maxsize=4096)
-def parse_shape(text: str) -> tuple[int, ...]:
-    """Return the shape that `shape_text` wrote.
+def parse_shape(text: object) -> tuple[int, ...]:
+    """Return the shape that `shape_text` wrote, of a cell that may have been altered.
 
     Raises:
         CorruptError: it did not.
