@@ -52,6 +52,7 @@ def gc(self: HasSession, *, dry_run: bool = False, compact: bool = False) -> Col
 
     Raises:
         ReadOnlyError: the store was opened with ``readonly=True``, and it is no dry run.
+        CorruptError: rows of the store are lost or altered; nothing has changed.
         StorageError: no room to rewrite the file in; nothing has changed.
         DatabaseError: the database could not be written; run it again.
     """

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Delete, bindparam, delete, func, select
 
 from paramstore.db import bulk, sqlite
 from paramstore.db.engine import Database
-from paramstore.db.garbage import free_blobs, free_versions
+from paramstore.db.garbage import free_blobs, free_versions, lacking
 from paramstore.db.schema import (
     CHUNK_BITS,
     blobs,
@@ -30,7 +30,7 @@ from paramstore.db.schema import (
     params,
     snapshot_params,
 )
-from paramstore.errors import StorageError
+from paramstore.errors import CorruptError, StorageError
 from paramstore.listing import format_bytes
 from paramstore.progress import progress
 from paramstore.usage import Collected
@@ -105,6 +105,7 @@ def collect(database: Database, *, dry_run: bool = False, compact: bool = False)
             nobody else can use it meanwhile.
 
     Raises:
+        CorruptError: rows are lost or altered; nothing is changed.
         StorageError: no space to rewrite the file in; nothing is changed.
         ReadOnlyError, StoreBusyError, DatabaseError: it could not be written; run it again.
     """
@@ -113,11 +114,12 @@ def collect(database: Database, *, dry_run: bool = False, compact: bool = False)
         count, nbytes = free_blobs(database.fetch)
         versions = free_versions(database.fetch)
         return _collected(count, nbytes, versions, before, before, dry_run=True)
+    _check_sound(database)
     if compact:
         _check_room(database, before)
     with database.write() as connection:
         nbytes = connection.execute(_BYTES).scalar_one()
-        freed = {name: connection.execute(rows).rowcount for name, rows in _ORPHANS.items()}
+        freed = delete_orphans(connection)
         nbytes -= connection.execute(_BYTES).scalar_one()
         end = bulk.next_ids(connection, blobs, 1).start
     _free_chunks(database, end)
@@ -128,6 +130,11 @@ def collect(database: Database, *, dry_run: bool = False, compact: bool = False)
     database.outside_transaction(sqlite.empty_log)
     after = size(database)
     return _collected(freed["blobs"], nbytes, freed["param_versions"], before, after, dry_run=False)
+
+
+def delete_orphans(connection: Connection) -> dict[str, int]:
+    """Delete the rows that no snapshot needs, those of bytes excepted; count them by table."""
+    return {name: connection.execute(rows).rowcount for name, rows in _ORPHANS.items()}
 
 
 def _collected(
@@ -141,6 +148,18 @@ def _collected(
         file_after=after.file,
         dry_run=dry_run,
     )
+
+
+def _check_sound(database: Database) -> None:
+    # What a lost row referred to looks like garbage, and salvage may still make sense of it.
+    if refs := lacking(database.fetch):
+        shown = ", ".join(refs[:5]) + (" …" if len(refs) > 5 else "")
+        raise CorruptError(
+            f"{database.name} is damaged: rows of {shown} are missing or altered, and what they "
+            f"named would be taken for garbage. Nothing was freed; verify() says more, "
+            f"paramstore.salvage(path, into) writes what is whole into a new file",
+            snapshots=refs,
+        )
 
 
 # -- bytes of tensors --------------------------------------------------------------

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Executable, delete, select
 
 from paramstore.db import queries
 from paramstore.db.engine import Database
-from paramstore.db.garbage import GONE, as_text, free_blobs
+from paramstore.db.garbage import GONE, as_text, set_free
 from paramstore.db.reading import Fetch
 from paramstore.db.schema import extra_blobs, extras, metrics, scopes, snapshot_params, snapshots
 from paramstore.retention import Expired, Kept, Policy, decide
@@ -68,14 +68,13 @@ def expire(
         queries.log(database, scope, 1)  # or the error that says which scopes there are
     names = None if scope is None else [scope]
     found = _decide(database.fetch, policy, names, held or {})
-    _, before = free_blobs(database.fetch)
-    nbytes = free_blobs(database.fetch, found.rows)[1] - before
+    nbytes = set_free(database.fetch, found.rows)
     if found.gone and not dry_run:
         with database.write() as connection:
             fetch = _inside(connection)
             now = _decide(fetch, policy, names, held or {})
             if now.rows != found.rows:
-                nbytes = free_blobs(fetch, now.rows)[1] - free_blobs(fetch)[1]
+                nbytes = set_free(fetch, now.rows)
             found = now
             for statement in _DELETE:
                 connection.execute(statement, {"gone": as_text(found.rows)})

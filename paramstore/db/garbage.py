@@ -10,7 +10,18 @@ import json
 from collections.abc import Iterable
 from typing import Any, Final
 
-from sqlalchemy import CompoundSelect, bindparam, case, column, func, select, table, union
+from sqlalchemy import (
+    CompoundSelect,
+    Select,
+    bindparam,
+    case,
+    column,
+    func,
+    or_,
+    select,
+    table,
+    union,
+)
 
 from paramstore.db.reading import Fetch
 from paramstore.db.schema import (
@@ -18,6 +29,7 @@ from paramstore.db.schema import (
     constraint_blobs,
     extra_blobs,
     param_versions,
+    scopes,
     snapshot_params,
     snapshots,
 )
@@ -26,23 +38,59 @@ from paramstore.db.schema import (
 GONE: Final = select(func.json_each(bindparam("gone")).table_valued("value").c.value)
 """The rows of a statement's parameter ``gone``, which `as_text` makes."""
 
-_held = select(snapshot_params.c.param_version_id).where(snapshot_params.c.snapshot_id.not_in(GONE))
-_of_held = param_versions.c.id.in_(_held)
-_blobs_of_held = (
-    select(param_versions.c.blob_id).where(_of_held),
-    select(extra_blobs.c.blob_id).where(extra_blobs.c.snapshot_id.not_in(GONE)),
-    select(constraint_blobs.c.blob_id).where(
-        constraint_blobs.c.constraint_id.in_(select(param_versions.c.constraint_id).where(_of_held))
-    ),
-)
+_held = select(snapshot_params.c.param_version_id)
+
+
+def _blobs_of(*, left: bool) -> tuple[Select[Any], ...]:
+    """The blobs that snapshots refer to: those that are not ``gone``, or all."""
+    held, by_extras = _held, select(extra_blobs.c.blob_id)
+    if left:
+        held = held.where(snapshot_params.c.snapshot_id.not_in(GONE))
+        by_extras = by_extras.where(extra_blobs.c.snapshot_id.not_in(GONE))
+    of_held = param_versions.c.id.in_(held)
+    specs = select(param_versions.c.constraint_id).where(of_held)
+    return (
+        select(param_versions.c.blob_id).where(of_held),
+        by_extras,
+        select(constraint_blobs.c.blob_id).where(constraint_blobs.c.constraint_id.in_(specs)),
+    )
+
+
 _FREE_BLOBS = select(func.count(), func.coalesce(func.sum(blobs.c.nbytes), 0)).where(
-    blobs.c.id.in_(select(blobs.c.id).except_(*_blobs_of_held))
+    blobs.c.id.in_(select(blobs.c.id).except_(*_blobs_of(left=False)))
+)
+_of_all = union(*_blobs_of(left=False)).subquery()
+_SET_FREE = select(func.coalesce(func.sum(blobs.c.nbytes), 0)).where(
+    blobs.c.id.in_(select(_of_all.c.blob_id).except_(*_blobs_of(left=True)))
 )
 _FREE_VERSIONS = select(func.count()).select_from(
     select(param_versions.c.id).except_(_held).subquery()
 )
 
-_NEWEST_BLOB = (
+_whole_params = (
+    select(func.count())
+    .join_from(
+        snapshot_params,
+        param_versions,
+        param_versions.c.id == snapshot_params.c.param_version_id,
+    )
+    .join(blobs, blobs.c.id == param_versions.c.blob_id)
+    .where(snapshot_params.c.snapshot_id == snapshots.c.id)
+    .scalar_subquery()
+)
+_lost_extras = (
+    select(extra_blobs.c.snapshot_id)
+    .outerjoin_from(extra_blobs, blobs, blobs.c.id == extra_blobs.c.blob_id)
+    .where(blobs.c.id.is_(None))
+)
+_LACKING = (
+    select(scopes.c.name, snapshots.c.version)
+    .outerjoin_from(snapshots, scopes, scopes.c.id == snapshots.c.scope_id)
+    .where(or_(snapshots.c.params != _whole_params, snapshots.c.id.in_(_lost_extras)))
+    .order_by(snapshots.c.id)
+)
+
+_NEWEST_BLOB: Select[Any] = (
     select(column("seq")).select_from(table("sqlite_sequence")).where(column("name") == blobs.name)
 )
 
@@ -91,16 +139,27 @@ def as_text(rows: Iterable[int]) -> str:
     return json.dumps(sorted(rows))
 
 
-def free_blobs(fetch: Fetch, gone: Iterable[int] = ()) -> tuple[int, int]:
-    """Count the blobs, and their bytes, that nothing refers to once some snapshots are gone."""
-    ((count, nbytes),) = fetch(_FREE_BLOBS, {"gone": as_text(gone)})
+def free_blobs(fetch: Fetch) -> tuple[int, int]:
+    """Count the blobs, and their bytes, that nothing refers to."""
+    ((count, nbytes),) = fetch(_FREE_BLOBS, {})
     return count, nbytes
+
+
+def set_free(fetch: Fetch, gone: Iterable[int]) -> int:
+    """Add up the bytes of the blobs that nothing but some snapshots refers to."""
+    ((nbytes,),) = fetch(_SET_FREE, {"gone": as_text(gone)})
+    return int(nbytes)
 
 
 def free_versions(fetch: Fetch) -> int:
     """Count the values of parameters that no snapshot holds."""
-    ((count,),) = fetch(_FREE_VERSIONS, {"gone": as_text(())})
+    ((count,),) = fetch(_FREE_VERSIONS, {})
     return int(count)
+
+
+def lacking(fetch: Fetch) -> list[str]:
+    """Return the snapshots that hold more, or less, than the tables say."""
+    return [f"{row.name}@{row.version}" for row in fetch(_LACKING, {})]
 
 
 def newest_blob(fetch: Fetch) -> int:

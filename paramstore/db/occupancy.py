@@ -48,5 +48,5 @@ def usage(database: Database) -> Usage:
         file_nbytes=file,
         free_nbytes=free,
         tensor_nbytes=tensors,
-        unused_nbytes=tensors - every,
+        unused_nbytes=max(tensors - every, 0),  # a commit may have come in between
     )

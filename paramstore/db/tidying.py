@@ -11,13 +11,12 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from paramstore.db import bulk
+from paramstore.db.collection import delete_orphans
 from paramstore.db.placeholders import STATISTICS, UNKNOWN_TIME
 from paramstore.db.schema import (
     CHUNK_BITS,
     blobs,
     chunks,
-    constraint_blobs,
-    constraints,
     extra_blobs,
     extras,
     metrics,
@@ -98,19 +97,9 @@ def clean(connection: Connection, damaged: Iterable[int]) -> None:
         delete(connection, table, table.c.snapshot_id.not_in(here))
     for some in bulk.batched(damaged, bulk.VARIABLES):
         delete(connection, blobs, blobs.c.id.in_(some))
-    _delete_orphans(connection, param_versions, snapshot_params.c.param_version_id)
-    _delete_orphans(connection, constraints, param_versions.c.constraint_id)
-    of_constraint = constraint_blobs.c.constraint_id
-    delete(connection, constraint_blobs, of_constraint.not_in(select(constraints.c.id)))
-    users = (param_versions.c.blob_id, extra_blobs.c.blob_id, constraint_blobs.c.blob_id)
-    _delete_orphans(connection, blobs, *users)
+    delete_orphans(connection)
     blob_of = chunks.c.id.bitwise_rshift(CHUNK_BITS)
     delete(connection, chunks, blob_of.not_in(select(blobs.c.id)))
-
-
-def _delete_orphans(connection: Connection, table: Any, *users: Any) -> None:
-    orphans = select(table.c.id).except_(*map(select, users))
-    delete(connection, table, table.c.id.in_(orphans))
 
 
 def delete(connection: Connection, table: Any, where: Any) -> None:

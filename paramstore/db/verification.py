@@ -22,6 +22,7 @@ from paramstore.db import blobs as blob_bytes
 from paramstore.db import soundness
 from paramstore.db.bulk import VARIABLES, batched
 from paramstore.db.engine import Database
+from paramstore.db.garbage import free_blobs
 from paramstore.db.schema import (
     blobs,
     constraint_blobs,
@@ -29,7 +30,6 @@ from paramstore.db.schema import (
     extra_blobs,
     param_versions,
     scopes,
-    snapshot_params,
     snapshots,
 )
 from paramstore.db.stored import UNREADABLE, Check, StoredBlob
@@ -48,16 +48,6 @@ _BLOBS = select(blobs).where(blobs.c.id > _last).order_by(blobs.c.id).limit(_PAG
 _SIZES = select(func.count(), func.coalesce(func.sum(blobs.c.nbytes), 0)).select_from(blobs)
 _SNAPSHOTS = select(func.count()).select_from(snapshots)
 _STILL = select(blobs.c.id).where(blobs.c.id.in_(_values))
-_USED_VALUES = select(snapshot_params.c.param_version_id)
-_ORPHANS = _SIZES.where(
-    blobs.c.id.in_(
-        select(blobs.c.id).except_(
-            select(param_versions.c.blob_id).where(param_versions.c.id.in_(_USED_VALUES)),
-            select(constraint_blobs.c.blob_id),
-            select(extra_blobs.c.blob_id),
-        )
-    )
-)
 _VALUES = (
     select(
         param_versions,
@@ -296,7 +286,7 @@ class Verification:
             self.problems.extend(self._altered_tensors())
         with self._reading():
             ((stored, _),) = self.database.fetch(_SIZES)
-            ((orphans, orphan_nbytes),) = self.database.fetch(_ORPHANS)
+            orphans, orphan_nbytes = free_blobs(self.database.fetch)
         return Verified(
             where=str(self.database.path or self.database.name),
             sample=self._sample,
