@@ -53,6 +53,8 @@ class _Snapshotting:
         self.committed = 0
         """How many of them were written by transactions that have ended."""
         self.extra_blobs: dict[int, tuple[int, bytes]] = {}
+        self.moved_blobs: Mapping[int, int] = {}
+        """Where blobs are that had to be written twice."""
 
     # -- what changed --------------------------------------------------------------
 
@@ -145,7 +147,11 @@ class _Snapshotting:
         ws.stored = dict(zip(entries, stored, strict=True)) | carried
         ws.head = ws.parent = snapshot
         ws.parent_entries = entries
-        fresh = {job.content(): (job.blob_id, job.digest) for job in self.jobs if not job.item}
+        fresh = {
+            job.content(): (self.moved_blobs.get(job.blob_id, job.blob_id), job.digest)
+            for job in self.jobs
+            if not job.item
+        }
         current = {blob_id for blob_id, _ in self.extra_blobs.values()}
         kept = {key: known for key, known in ws.extra_blobs.items() if known[0] in current}
         ws.extra_blobs = kept | fresh
@@ -256,6 +262,7 @@ class Writer:
                         tx.check_head(scope, head.version if head else 0)
                     if _put(tx, task, batches):
                         done = tx.append(task.draft(tx))
+                        task.moved_blobs = tx.moved
                 task.committed = len(task.jobs)
         except DatabaseError as error:
             if done is not None and self._is_there(done[0]):

@@ -43,6 +43,8 @@ class Transaction:
         self._rows: dict[bytes, int] = {}
         """The same the other way round."""
         self._unclaimed = unclaimed
+        self.moved: dict[int, int] = {}
+        """New rows of blobs that another process has freed, by the row that they had."""
 
     def put_blobs(self, new: Sequence[NewBlob]) -> list[int]:
         """Write blobs, those that are stored already excepted, and return their rows.
@@ -93,6 +95,7 @@ class Transaction:
         if not lost:
             return draft
         rows = dict(zip(lost, self.put_blobs([draft.blobs_written[i] for i in lost]), strict=True))
+        self.moved = rows
         return replace(
             draft,
             blobs_written={i: b for i, b in draft.blobs_written.items() if i not in rows},
