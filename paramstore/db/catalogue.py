@@ -113,7 +113,7 @@ class Catalogue:
         header = Header(
             scope=draft.scope,
             version=version,
-            parent_id=draft.parent_id,
+            parent_id=draft.parent_id if parent else None,  # it may be gone
             step=draft.step,
             created_at=time_text(now),
             message=draft.message,
