@@ -37,7 +37,8 @@ def new_file(target: Path) -> Iterator[Path]:
             raise StorageError(
                 f"{str(target)!r} cannot be created: there is no folder {str(target.parent)!r}"
             )
-        draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
+        # A character may have four bytes, and a name no more than 255; SQLite adds some.
+        draft = target.with_name(f".{target.name[:50]}.{secrets.token_hex(8)}.tmp")
         try:
             yield draft
             _publish(draft, target)

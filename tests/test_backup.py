@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sqlite3
 import stat
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,9 @@ from paramstore import (
 from paramstore.db import backup as copying
 from paramstore.testing import invariants
 from paramstore.testing.bits import differences
+
+# Forking with torch's threads about is what users do, and Python 3.12 warns.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
 @pytest.fixture
@@ -53,24 +57,30 @@ def files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if not path.name.endswith("-journal")}
 
 
-WRITER = """
-import sys, torch, paramstore
-with paramstore.open(sys.argv[1]) as store:
-    print("ready", flush=True)
-    for i in range(int(sys.argv[2])):
-        with torch.no_grad():
-            store["w"].add_(1)
-        store.commit(step=i, metrics={"i": i})
-"""
+def _commit_until(path: Path, stop: Any) -> None:
+    torch.set_num_threads(1)  # the threads of the parent's pool are not here
+    with paramstore.open(path) as store:
+        step = 0
+        while not stop.is_set():
+            with torch.no_grad():
+                store["w"].add_(1)
+            store.commit(step=step, metrics={"i": step})
+            step += 1
 
 
-def writer(path: Path, commits: int) -> subprocess.Popen[str]:
-    """Another process that commits."""
-    command = [sys.executable, "-c", WRITER, str(path), str(commits)]
-    found = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert found.stdout is not None
-    assert found.stdout.readline() == "ready\n"
-    return found
+@contextmanager
+def writer(path: Path) -> Iterator[BaseProcess]:
+    """Another process that commits until the block ends."""
+    context = multiprocessing.get_context("fork")
+    stop = context.Event()
+    process = context.Process(target=_commit_until, args=(path, stop), daemon=True)
+    process.start()
+    try:
+        yield process
+    finally:
+        stop.set()
+        process.join()
+    assert process.exitcode == 0
 
 
 def test_a_copy_has_everything_and_verifies(store: ParamStoreDict, tmp_path: Path) -> None:
@@ -153,6 +163,18 @@ def test_a_file_system_without_hard_links_will_do(
     assert files(tmp_path) == {"run.db", "copy [1] *.db"}
 
 
+def test_a_copy_may_have_a_name_as_long_as_a_store(store: ParamStoreDict, tmp_path: Path) -> None:
+    name = "é" * 120 + ".db"  # 243 bytes, and a journal's name has some more
+    with paramstore.open(tmp_path / name) as found:
+        found["x"] = torch.ones(2)
+        found.commit()
+    (tmp_path / name).unlink()
+    check(store.backup(tmp_path / name)).close()
+    (tmp_path / name).unlink()
+    store.close()
+    assert paramstore.salvage(tmp_path / "run.db", tmp_path / name).ok
+
+
 @pytest.mark.parametrize("where", [":memory:", "sqlite://", "", "postgresql://host/db"])
 def test_a_copy_goes_to_a_file(store: ParamStoreDict, where: str) -> None:
     with pytest.raises(InvalidInputError):
@@ -219,20 +241,24 @@ def test_an_error_leaves_no_file(
 def test_a_copy_made_while_a_process_commits_verifies(
     path: Path, tmp_path: Path, journal: str
 ) -> None:
+    copies: list[Path] = []
     with paramstore.open(path, journal=journal) as store:  # type: ignore[arg-type]
         store["w"] = torch.zeros(100_000)
-        store.commit()
-        with writer(path, 200) as other:
-            copies: list[Path] = []
-            while other.poll() is None:
-                copies.append(store.backup(tmp_path / f"copy-{len(copies)}.db"))
-                time.sleep(0.5)
-        assert other.returncode == 0
-        assert len(copies) > 1
+        before = store.commit().version
+        with writer(path) as other:
+            for n in range(4):
+                while (now := store.log(limit=1)[0].version) < before + 3:
+                    assert other.is_alive()
+                    time.sleep(0.001)
+                before = now
+                copies.append(store.backup(tmp_path / f"copy-{n}.db"))
+    versions = []
     for target in copies:
         with check(target) as copy:
             assert copy.last is not None
+            versions.append(copy.last.version)
             assert copy["w"][0] == copy.last.version - 1
+    assert versions == sorted(set(versions))
 
 
 def test_a_copy_that_others_make_begin_anew_ends(
@@ -294,20 +320,25 @@ def test_a_writer_waits_for_one_step_only(
     assert versions == [2, 3]
 
 
+def _back_up(path: Path, target: Path) -> None:
+    paramstore.open(path, readonly=True).backup(target)
+
+
 def test_a_killed_copy_leaves_no_file_of_that_name(store: ParamStoreDict, tmp_path: Path) -> None:
     with torch.no_grad():
         store["large"] = torch.randn(12_000_000)
     store.commit()
     target = tmp_path / "copy.db"
-    code = "import sys, paramstore; paramstore.open(sys.argv[1]).backup(sys.argv[2])"
-    command = [sys.executable, "-c", code, str(tmp_path / "run.db"), str(target)]
+    context = multiprocessing.get_context("fork")
     killed = 0
     for _ in range(6):
-        with subprocess.Popen(command) as child:
-            while child.poll() is None and not list(tmp_path.glob(".copy.db*")):
-                time.sleep(0.0005)
-            child.send_signal(signal.SIGKILL)
-        if child.returncode == -signal.SIGKILL and not target.exists():
+        child = context.Process(target=_back_up, args=(tmp_path / "run.db", target))
+        child.start()
+        while child.is_alive() and not list(tmp_path.glob(".copy.db*")):
+            time.sleep(0.0005)
+        child.kill()
+        child.join()
+        if child.exitcode == -signal.SIGKILL and not target.exists():
             killed += 1
         elif target.exists():
             check(target).close()

@@ -79,7 +79,7 @@ def salvage(path: str | os.PathLike[str], into: str | os.PathLike[str]) -> Salva
         raise UsageError(f"{str(path)!r} is open in this process; close the store first")
     with (
         new_file(target) as draft,
-        tempfile.TemporaryDirectory(prefix=f".{target.name[:100]}.", dir=target.parent) as folder,
+        tempfile.TemporaryDirectory(prefix=f".{target.name[:50]}.", dir=target.parent) as folder,
     ):
         copy = Path(folder) / "damaged.db"
         notes = _copied(source, copy)
