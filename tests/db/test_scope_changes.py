@@ -145,7 +145,6 @@ def test_what_a_fork_took_from_a_dropped_scope_stays(
     assert verify(database).ok
 
 
-@pytest.mark.parametrize("within", [True, False])
 def test_a_commit_that_continues_a_dropped_scope_has_no_parent(file: Database) -> None:
     old, run = Line(Repository(file), "old"), Line(Repository(file), "run")
     run.parent = old.commit({"w": "1"})
@@ -155,6 +154,7 @@ def test_a_commit_that_continues_a_dropped_scope_has_no_parent(file: Database) -
     assert found.ok, found
 
 
+@pytest.mark.parametrize("within", [True, False])
 def test_a_copied_scope_has_everything_it_had(
     database: Database, repository: Repository, line: Line, other: Database, within: bool
 ) -> None:
