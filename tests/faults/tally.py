@@ -64,6 +64,11 @@ FAULTS = {
         promised="no commit is confirmed that no path leads to; reads are right or named errors",
         where="test_replaced_files.py",
     ),
+    "fuzz": Fault(
+        what="a hostile file, header, spec, reference or row",
+        promised="a right value or a named error, in little memory and time; no code of it runs",
+        where="test_fuzz.py",
+    ),
 }
 """The rows, in their order, by the word that tests count under."""
 
@@ -78,9 +83,12 @@ def count(fault: str, times: int = 1) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Remember where a promise was not kept."""
+    """Remember where a promise was not kept, and what was read in processes of the fuzzing."""
     if report.failed:
         _failed.add(report.location[0].rpartition("/")[2])
+    read = dict(report.user_properties)
+    if report.when == "call" and report.passed and "fuzzed" in read:
+        count("fuzz", sum(dict(read["outcomes"]).values()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
