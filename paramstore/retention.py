@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from numbers import Integral
 from typing import Literal
 
 from paramstore.errors import InvalidInputError
@@ -48,7 +49,7 @@ class AnyOf(Policy):
 
     def keep(self, snapshots: Sequence[Snapshot]) -> Reasons:
         """Join the reasons of all policies."""
-        return joined(policy.keep(snapshots) for policy in self.policies)
+        return joined(_asked(policy, snapshots) for policy in self.policies)
 
     def __repr__(self) -> str:
         return " | ".join(map(repr, self.policies))
@@ -185,7 +186,7 @@ def decide(policy: Policy, snapshots: Sequence[Snapshot]) -> Reasons:
         snapshots: All of one scope, newest first.
 
     Raises:
-        InvalidInputError: not a policy.
+        InvalidInputError: not a policy, or one that answers something else.
     """
     if not isinstance(policy, Policy):
         raise InvalidInputError(
@@ -196,8 +197,23 @@ def decide(policy: Policy, snapshots: Sequence[Snapshot]) -> Reasons:
     always += [{s.version: ("the head of its scope",)} for s in snapshots[:1]]
     always += [{s.version: ("what resume() continues",)} for s in _whole(snapshots)[:1]]
     known = {snapshot.version for snapshot in snapshots}
-    reasons = joined([*always, policy.keep(snapshots)])
+    reasons = joined([*always, _asked(policy, snapshots)])
     return {version: found for version, found in reasons.items() if version in known}
+
+
+def _asked(policy: Policy, snapshots: Sequence[Snapshot]) -> Reasons:
+    """Ask a policy, which may be anybody's: what it means to keep must not be lost."""
+    found: object = policy.keep(snapshots)
+    if not isinstance(found, Mapping) or not all(isinstance(v, Integral) for v in found):
+        raise InvalidInputError(
+            f"keep() of {type(policy).__name__} returns reasons by version, such as "
+            f"{{3: ('it is mine',)}}; got {found!r:.99}"
+        )
+    by_name = (f"kept by {type(policy).__name__}",)
+    return {
+        int(version): tuple(filter(None, [why] if isinstance(why, str) else why)) or by_name
+        for version, why in found.items()
+    }
 
 
 def joined(parts: Iterable[Mapping[int, Sequence[str]]]) -> Reasons:

@@ -187,6 +187,29 @@ def test_a_policy_of_ones_own_can_be_joined_and_cannot_invent_snapshots() -> Non
     assert found[2] == ("even",)
 
 
+class Answering(Policy):
+    """Answers what a test wants."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def keep(self, snapshots: Sequence[Snapshot]) -> Mapping[int, Sequence[str]]:
+        return self.answer  # type: ignore[no-any-return]  # which is the point
+
+
+def test_what_a_policy_keeps_without_words_is_kept() -> None:
+    found = steps(0, 1, 2)
+    for policy in (Answering({1: (), 2: "mine"}), Answering({1: []}) | Answering({2: "mine"})):
+        assert decide(policy, found) | {3: ()} == {1: ("kept by Answering",), 2: ("mine",), 3: ()}
+
+
+@pytest.mark.parametrize("answer", [None, [1, 2], {"main@1": ("best",)}, {1.5: ("best",)}])
+def test_a_policy_whose_answer_makes_no_sense_is_refused(answer: object) -> None:
+    for policy in (Answering(answer), Answering(answer) | KeepLast(1)):
+        with pytest.raises(InvalidInputError, match="reasons by version"):
+            decide(policy, steps(0, 1, 2))
+
+
 @given(
     st.lists(st.tuples(st.none() | st.integers(0, 50), st.booleans(), st.floats()), max_size=12),
     st.integers(1, 12),
