@@ -27,6 +27,7 @@ from paramstore.db.reading import Fetch
 from paramstore.db.schema import (
     blobs,
     constraint_blobs,
+    constraints,
     extra_blobs,
     param_versions,
     scopes,
@@ -67,6 +68,11 @@ _FREE_VERSIONS = select(func.count()).select_from(
     select(param_versions.c.id).except_(_held).subquery()
 )
 
+_whole_constraints = select(constraints.c.id).except_(
+    select(constraint_blobs.c.constraint_id)
+    .outerjoin_from(constraint_blobs, blobs, blobs.c.id == constraint_blobs.c.blob_id)
+    .where(blobs.c.id.is_(None))
+)
 _whole_params = (
     select(func.count())
     .join_from(
@@ -76,6 +82,7 @@ _whole_params = (
     )
     .join(blobs, blobs.c.id == param_versions.c.blob_id)
     .where(snapshot_params.c.snapshot_id == snapshots.c.id)
+    .where(param_versions.c.constraint_id.in_(_whole_constraints))
     .scalar_subquery()
 )
 _lost_extras = (

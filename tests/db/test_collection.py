@@ -99,6 +99,8 @@ LOST_ROWS = {
     "a value": "DELETE FROM param_versions WHERE id = 1",
     "which tensor": "UPDATE param_versions SET blob_id = 99 WHERE id = 1",
     "tensors": "DELETE FROM blobs",
+    "constraints": "DELETE FROM constraints",
+    "a constraint's tensor": "INSERT INTO constraint_blobs VALUES (1, 0, 99)",
     "which tensor of the extras": "UPDATE extra_blobs SET blob_id = 99 WHERE snapshot_id = 1",
 }
 
