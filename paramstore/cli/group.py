@@ -5,7 +5,8 @@ A table and what makes commands of it; must never import the database.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Final
 
@@ -78,6 +79,22 @@ class Verbs(click.Group):
         super().__init__(*args, **attributes)
         self.params.extend(common_options())
 
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Read the command line, or print the help that it asks for."""
+        with _unread_is_no_failure():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb."""
+        with _unread_is_no_failure():
+            return super().invoke(ctx)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the verbs."""
         return list(VERBS)
@@ -107,6 +124,15 @@ class Verbs(click.Group):
                 formatter.write_dl([(verb, what) for verb, (_, what) in verbs.items()])
 
 
+@contextmanager
+def _unread_is_no_failure() -> Iterator[None]:
+    """End the command where nobody reads its output any more; click itself would exit with 1."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise click.exceptions.Exit(0) from None
+
+
 def verb(name: str, *examples: str, **attributes: Any) -> Callable[[Callable[..., Any]], Verb]:
     """Make a verb of a function, whose docstring is its help."""
     if name in VERBS:
@@ -131,7 +157,11 @@ def common_options() -> list[click.Option]:
     ]
 
 
-def _remember_database(context: click.Context, _: click.Parameter, value: str | None) -> None:
+def _remember_database(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> None:
+    if value == "":  # an unset variable of a script must not mean another store
+        raise click.BadParameter("it is empty; give the path of a store", context, parameter)
     if value is not None:
         context.meta[DATABASE] = value
 

@@ -118,7 +118,7 @@ class Database:
         if path is None:
             return cls.memory(timeout=timeout)
         create = create and not readonly
-        _check_path(path, create=create)
+        check_path(path, create=create)
         database = cls(path, mode="ro" if readonly else "rwc" if create else "rw", timeout=timeout)
         try:
             database._prepare(create=create)
@@ -444,7 +444,13 @@ def is_open_here(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _check_path(path: Path, *, create: bool) -> None:
+def check_path(path: Path, *, create: bool) -> None:
+    """Refuse a path at which there can be no database.
+
+    Raises:
+        NotFoundError: nothing is there, and ``create`` is false.
+        StorageError: a directory, a pipe or a device; or no folder for a new file.
+    """
     try:
         if path.is_dir():
             raise StorageError(f"{str(path)!r} is a directory; give the path of a file in it")

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Executable, Select, column, select, table, te
 
 from paramstore.db import scripts, sqlite, strangers
 from paramstore.db.drift import drift
-from paramstore.db.engine import Database
+from paramstore.db.engine import Database, check_path
 from paramstore.db.schema import REVISION, VERSION_TABLE
 from paramstore.db.transition import change, check_names, copied
 from paramstore.errors import (
@@ -153,8 +153,9 @@ def downgrade(
 @contextmanager
 def _opened(where: str | os.PathLike[str], mode: sqlite.Mode, timeout: float) -> Iterator[Database]:
     path = sqlite.locate(where)
-    if path is None or not path.exists():
+    if path is None:
         raise NotFoundError(f"there is no store at {str(where)!r}")
+    check_path(path, create=False)
     database = Database(path, mode=mode, timeout=timeout)
     try:
         yield database

@@ -240,7 +240,7 @@ def best(database: Database, scope: str, metric: str, mode: str) -> Snapshot:
     if mode not in _BEST:
         raise InvalidInputError(f"mode is 'min' or 'max', got {mode!r}")
     known = {"scope": check_scope_name(scope)}
-    found = _first(database, _BEST[mode], **known, metric=check_param_name(metric))
+    found = _first(database, _BEST[mode], **known, metric=check_param_name(metric, "metric"))
     if found is None:
         _check_scope(database, scope)
         names = sorted(name for (name,) in database.fetch(_METRIC_NAMES, known))

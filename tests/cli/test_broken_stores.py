@@ -91,7 +91,10 @@ def test_what_is_no_store_of_this_version_is_refused(
         foreign: "another program",
         text: "not a",
         tmp_path / "nowhere.db": "there is no store",
+        tmp_path: "is a directory; give the path of a file in it",
+        tmp_path / "pipe": "is no file but a pipe",
     }
+    os.mkfifo(tmp_path / "pipe")
     for path, wanted in said.items():
         found = attempt(path, arguments)
         if arguments[0] == "db" and path in (newer, older):  # they say which revision it is

@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from shell_runs import COMMAND, Run, process
 
 import paramstore
+from paramstore.cli.entry import run as run_command
 from paramstore.cli.group import SECTIONS, VERBS, root
 
 # A command line of every verb that needs SQL only, and writes nothing.
@@ -133,6 +133,8 @@ def test_the_database_is_named_by_option_environment_or_folder(
         (["untag", "warn"], 1, "did you mean 'warm'"),
         (["log", "--db", "nowhere.db"], 1, "name another with --db FILE or PARAMSTORE_URL"),
         (["log", "--db", "postgresql://host/x"], 1, "only SQLite is supported"),
+        (["best", ""], 1, "'' cannot name a metric"),
+        (["log", "--db", ""], 2, "it is empty; give the path of a store"),
         (["lgo"], 2, "did you mean 'log'"),
         (["log", "--nope"], 2, "No such option"),
         (["show", "a@@b"], 2, "is not a snapshot reference"),
@@ -168,17 +170,28 @@ def test_a_tag_that_is_taken_is_moved_only_on_request(run: Run, db: Path) -> Non
     assert run("log", "@warm", "--db", db, "--json").json[0]["ref"] == "main@1"
 
 
-def test_head_ends_the_command_without_a_word(tmp_path: Path) -> None:
-    path = tmp_path / "long.db"
-    with paramstore.open(path) as store:
-        for step in range(300):
-            store["x"] = torch.tensor(float(step))
-            store.commit(step=step, message="m" * 400)
-    script = f"'{COMMAND}' log --db '{path}' | head -n 2; echo ${{PIPESTATUS[0]}}"
+def test_head_ends_the_command_without_a_word(trained: Path) -> None:
+    # One of many lines, of which some are written when nobody reads any more.
+    script = (
+        f"'{COMMAND}' history '*' --jsonl --db '{trained}' | head -n 1; echo ${{PIPESTATUS[0]}}"
+    )
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr == ""
-    assert done.stdout.splitlines()[2] == "0"
-    assert done.stdout.splitlines()[1].startswith("main@300")
+    assert done.stdout.splitlines()[1] == "0"
+    assert done.stdout.startswith('{"name": "mix"')
+
+
+@pytest.mark.parametrize(
+    "arguments", [*WITHOUT_TORCH, ["db", "--help"], ["log", "-h"]], ids=" ".join
+)
+def test_output_that_nobody_reads_is_no_failure(
+    arguments: list[str], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as nobody, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", nobody)
+        assert run_command(arguments) == 0
 
 
 def test_output_that_cannot_be_written_is_an_error_in_one_line(trained: Path) -> None:
