@@ -60,8 +60,8 @@ DAMAGE = {
         "name, 1 AS version, 0 AS step, '2026-01-01T00:00:00.000000Z' AS created_at, 1 AS "
         "since_version, 'tensor' AS kind, 1 AS requires_grad, 'U8' AS dtype, '[1]' AS shape, 1 AS "
         "nbytes, '{}' AS constraint_spec, '' AS digest, 0 AS norm, 0 AS mean, 0 AS std, 0 AS min, "
-        "0 AS max, 0 AS nan_count, 0 AS inf_count, NULL AS value, 0 AS unconstrained "
-        "FROM scopes JOIN params ON params.scope_id = scopes.id",
+        "0 AS max, 0 AS nan_count, 0 AS inf_count, NULL AS value, 0 AS unconstrained, "
+        "1 AS param_version_id FROM scopes JOIN params ON params.scope_id = scopes.id",
     ],
 }
 
