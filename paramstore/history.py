@@ -71,6 +71,7 @@ class History(Listing[ParamVersion]):
             ax: Where to draw; default: a figure of its own.
 
         Raises:
+            InvalidInputError: ``ax`` is nothing to draw a curve in.
             UsageError: matplotlib is not installed.
         """
         from paramstore.plotting import plot_histories

@@ -16,6 +16,7 @@ from paramstore.db import looking
 from paramstore.errors import ParamNotFoundError
 from paramstore.history import History
 from paramstore.listing import html_table, printable
+from paramstore.refs import check_param_name
 from paramstore.session import HasSession
 from paramstore.tensors import dtype_name
 
@@ -40,7 +41,7 @@ def plot(
 
     Raises:
         ParamNotFoundError: no snapshot of the scope has such a parameter.
-        InvalidInputError: no snapshot has such a metric.
+        InvalidInputError: no snapshot has such a metric, or a name is none.
         UsageError: matplotlib is not installed.
     """
     from paramstore.plotting import plot_histories
@@ -63,7 +64,7 @@ def _found(
 ) -> Iterator[list[ParamVersion]]:
     """The history of every name that a pattern matches, each once."""
     existing, found = looking.param_names(repository.database, scope), set[str]()
-    for pattern in patterns:
+    for pattern in map(check_param_name, patterns):
         matching = [n for n in existing if n == pattern or fnmatchcase(n, pattern)]
         if not matching:
             repository.history(scope, pattern)  # raises, and suggests what there is

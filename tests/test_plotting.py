@@ -323,6 +323,12 @@ def test_drawing_into_given_axes_leaves_the_figure_as_it_is() -> None:
         plot_histories([History([vector(1)])] * 2, ax=axes)
 
 
+def test_versions_that_a_condition_left_are_not_joined() -> None:
+    rows = [vector(1, 1.0), vector(4, 2.0, until_version=6, until_step=60), vector(9, 3.0)]
+    (axes,) = plot_histories([History(rows)], joined=False).axes
+    assert lines(axes) == [([10], [1.0]), ([40, 60], [2.0, 2.0]), ([90], [3.0])]
+
+
 def test_what_stands_on_a_picture_is_dark_enough_to_read() -> None:
     figure = History([vector(1, nan_count=1), vector(2)]).plot()
     for text in figure.findobj(Text):
@@ -468,6 +474,25 @@ def test_a_store_refuses_what_it_does_not_have(store: paramstore.ParamStoreDict)
         store.plot("scale", metrics="loss")
     with pytest.raises(paramstore.ScopeNotFoundError):
         store.plot("scale", scope="elsewhere")
+
+
+def test_what_is_nothing_to_draw_in_or_no_name_is_refused(store: paramstore.ParamStoreDict) -> None:
+    history = History([vector(1), vector(2)])
+    removed = Figure().add_subplot()
+    removed.remove()
+    for ax, said in (
+        (3, "got int"),
+        (Figure().subplots(2), "got ndarray"),
+        (Figure().add_subplot(projection="polar"), "ax is polar"),
+        (removed, "has been removed"),
+    ):
+        with pytest.raises(paramstore.InvalidInputError, match=said):
+            history.plot(ax)  # type: ignore[arg-type]
+    for metrics in (3, [3], [["elbo"]], b"elbo"):
+        with pytest.raises(paramstore.InvalidInputError, match="metrics are the name"):
+            store.plot("scale", metrics=metrics)  # type: ignore[arg-type]
+    with pytest.raises(paramstore.InvalidInputError, match="parameter name is text, got int"):
+        store.plot(3)  # type: ignore[arg-type]
 
 
 def test_a_history_knows_how_long_each_value_was_kept(store: paramstore.ParamStoreDict) -> None:

@@ -89,7 +89,8 @@ def history(
     if where is not None:
         kept = {name: rows for name, rows in kept.items() if rows}
     if plot is not None and kept:
-        plot_histories(kept, plot, log, metrics)
+        whole = condition is None and not first
+        plot_histories(kept, plot, log, metrics, joined=whole)
     else:
         _say(kept, form, alone=list(chosen.values()) == [True])
     if where is not None and not kept:

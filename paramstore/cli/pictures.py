@@ -6,15 +6,16 @@ Files need matplotlib (extra ``[plot]``); the terminal needs nothing.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
 from paramstore.cli.output import BAD, HEAD, paint, say
-from paramstore.cli.sketch import bars, curve
+from paramstore.cli.sketch import Level, bars, curve
 from paramstore.diff import Diff
+from paramstore.errors import StorageError
 from paramstore.history import History
 from paramstore.listing import format_bytes, printable
 from paramstore.snapshot import ParamVersion, Snapshot
@@ -55,20 +56,23 @@ def plot_histories(
     where: str,
     log: Iterable[Snapshot],
     metrics: Sequence[str],
+    *,
+    joined: bool,
 ) -> None:
-    """Draw how parameters moved."""
+    """Draw how parameters moved; without lines in between where versions were left out."""
     if where != TERMINAL:
         from paramstore.plotting import plot_histories as draw
 
         rows = [History(versions) for versions in histories.values()]
-        _save(draw(rows, log=log, metrics=metrics), Path(where))
+        _save(draw(rows, log=log, metrics=metrics, joined=joined), Path(where))
         return
     for number, (name, versions) in enumerate(histories.items()):
         scalar = all(row.value is not None and not isinstance(row.value, complex)
                      for row in versions)  # fmt: skip
         what = "value" if scalar else "norm"
         say(("\n" if number else "") + paint(f"{printable(name)}  {what}", HEAD))
-        say(curve(list(map(_point, versions)), _width(), under=_unit(versions)))
+        unit = "version" if any(row.step is None for row in versions) else "step"
+        say(curve(list(_levels(versions, unit, joined=joined)), _width(), under=unit))
         bad = [row for row in versions if row.nan_count or row.inf_count]
         if bad:
             places = ", ".join(f"{row.scope}@{row.version}" for row in bad[:10])
@@ -76,15 +80,20 @@ def plot_histories(
             say(paint(f"× NaN or infinite elements: {printable(places)}{more}", BAD))
 
 
-def _point(row: ParamVersion) -> tuple[float, float | None]:
-    scalar = row.value
-    y = row.norm if scalar is None or isinstance(scalar, complex) else float(scalar)
-    x = row.version if row.step is None else row.step
-    return float(x), None if row.nan_count or row.inf_count else y
-
-
-def _unit(versions: Sequence[ParamVersion]) -> str:
-    return "version" if any(row.step is None for row in versions) else "step"
+def _levels(versions: Sequence[ParamVersion], unit: str, *, joined: bool) -> Iterator[Level]:
+    """What the figures draw, too: no line where the parameter was absent or the step went back."""
+    before: float | None = None  # where the last value ended, if a line may lead on from there
+    for row in versions:
+        scalar = row.value
+        y = row.norm if scalar is None or isinstance(scalar, complex) else float(scalar)
+        begin, end = row.version, row.until_version
+        if unit == "step" and row.step is not None:
+            begin, end = row.step, row.step if row.until_step is None else row.until_step
+        known = None if row.nan_count or row.inf_count else y
+        yield Level(
+            begin, max(begin, end), known, joined and before is not None and before <= begin
+        )
+        before = None if row.removed else end
 
 
 def plot_diff(found: Diff, where: str) -> None:
@@ -108,5 +117,8 @@ def _width() -> int:
 
 
 def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise StorageError(f"{str(path)!r} cannot be written: {error.strerror}") from error
     say(f"{printable(str(path))}: {format_bytes(path.stat().st_size)}")

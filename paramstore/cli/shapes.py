@@ -65,6 +65,8 @@ def param_version(found: ParamVersion) -> dict[str, Any]:
         "version": found.version,
         "since_version": found.since_version,
         "until_version": found.until_version,
+        "until_step": found.until_step,
+        "removed": found.removed,
         "step": found.step,
         "created_at": time(found.created_at),
         "kind": found.kind,

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 from paramstore.listing import format_number, printable
 
@@ -20,42 +19,62 @@ _PARTS: Final = " ▏▎▍▌▋▊▉█"
 _DECADES: Final = 100.0  # from this ratio of the largest to the smallest, bars grow by decades
 
 
-def curve(points: Sequence[tuple[float, float | None]], width: int, *, under: str) -> str:
-    """Draw points joined by lines in their order; one without y leaves a gap and is marked ×.
+class Level(NamedTuple):
+    """A value, and from where to where it was held."""
+
+    begin: float
+    end: float
+    y: float | None
+    """None, or not finite: not drawn, and marked × instead."""
+    joined: bool = True
+    """Whether a line leads to it from the one before."""
+
+
+def curve(levels: Sequence[Level], width: int, *, under: str) -> str:
+    """Draw levels and the lines between them, in their order.
 
     Args:
-        points: x and y; an infinite y is as good as none.
+        levels: At least one.
         width: Characters in a line, labels included.
-        under: What x is.
+        under: What begin and end are.
     """
-    seen = [(x, y) for x, y in points if y is not None and math.isfinite(y)]
+    seen = [y for level in levels if (y := _finite(level.y)) is not None]
     if not seen:
         return "nothing to draw: no value is finite"
-    low, high = min(y for _, y in seen), max(y for _, y in seen)
+    low, high = min(seen), max(seen)
     labels = [format_number(high, 4), format_number(low, 4)]
     margin = max(map(len, labels))
     canvas = _Canvas(max(width - margin - 2, 8), HEIGHT)
-    left, right = min(x for x, _ in points), max(x for x, _ in points)
-    columns = [_place(x, left, right, 2 * canvas.width - 1) for x, _ in points]
-    rows = [None if y is None or not math.isfinite(y) else
-            4 * HEIGHT - 1 - _place(y, low, high, 4 * HEIGHT - 1) for _, y in points]  # fmt: skip
-    for (x1, y1), (x2, y2) in pairwise(zip(columns, rows, strict=True)):
-        if y1 is not None and y2 is not None:
-            canvas.line(x1, y1, x2, y2)
-    for x, y in zip(columns, rows, strict=True):
-        if y is not None:
-            canvas.dot(x, y)
-    lines = canvas.lines()
+    left, right = min(level.begin for level in levels), max(level.end for level in levels)
+    gaps, before = set[int](), None
+    for level in levels:
+        begin, end = (_place(x, left, right, 2 * canvas.width - 1) for x in level[:2])
+        y = _finite(level.y)
+        if y is None:
+            gaps.update(range(begin // 2, end // 2 + 1))
+            before = None
+            continue
+        row = 4 * HEIGHT - 1 - _place(y, low, high, 4 * HEIGHT - 1)
+        if before is not None and level.joined:
+            canvas.line(*before, begin, row)
+        canvas.line(begin, row, end, row)
+        before = end, row
     marks = [labels[0], *[""] * (HEIGHT - 2), labels[1]]
     drawn = [f"{mark:>{margin}} {'┤' if mark else '│'}{line}" for mark, line in
-             zip(marks, lines, strict=True)]  # fmt: skip
-    gaps = {x // 2 for x, y in zip(columns, rows, strict=True) if y is None}
+             zip(marks, canvas.lines(), strict=True)]  # fmt: skip
     if gaps:
         drawn.append(" " * (margin + 2) + _row_of(gaps, canvas.width))
-    ends = format_number(left), format_number(right)
-    between = max(canvas.width - len(ends[0]) - len(ends[1]), 1)
-    drawn.append(" " * (margin + 2) + ends[0] + under.center(between) + ends[1])
+    drawn.append(" " * (margin + 2) + _scale(left, right, under, canvas.width))
     return "\n".join(line.rstrip() for line in drawn)
+
+
+def _finite(y: float | None) -> float | None:
+    return y if y is not None and math.isfinite(y) else None
+
+
+def _scale(left: float, right: float, under: str, width: int) -> str:
+    ends = format_number(left), format_number(right)
+    return ends[0] + under.center(max(width - len(ends[0]) - len(ends[1]), 1)) + ends[1]
 
 
 def bars(rows: Sequence[tuple[str, float]], width: int) -> str:

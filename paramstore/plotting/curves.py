@@ -58,10 +58,13 @@ def by_version(row: ParamVersion) -> tuple[float, float]:
     return row.version, row.until_version
 
 
-def draw_history(axes: Axes, rows: Sequence[ParamVersion], place: Place, size: float) -> Handles:
+def draw_history(
+    axes: Axes, rows: Sequence[ParamVersion], place: Place, size: float, *, joined: bool
+) -> Handles:
     """Draw the versions of one parameter; return what a legend has to explain."""
     look = _look(rows)
-    runs = _runs([row for row in rows if _is_known(row, look)], rows, place)
+    known = [row for row in rows if _is_known(row, look)]
+    runs = _runs(known, rows, place) if joined else [[row] for row in known]
     handles: Handles = {}
     if runs:
         set_scale(axes, [number for run in runs for row in run for number in _numbers(row, look)])

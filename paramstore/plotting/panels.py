@@ -45,8 +45,9 @@ def plot_histories(
     histories: Sequence[History],
     *,
     log: Iterable[Snapshot] = (),
-    metrics: Sequence[str] = (),
+    metrics: str | Sequence[str] = (),
     ax: Axes | None = None,
+    joined: bool = True,
 ) -> Figure:
     """Draw parameters over the steps of a run, each in a panel of its own.
 
@@ -55,15 +56,18 @@ def plot_histories(
         log: The snapshots that have the metrics, in any order.
         metrics: Names of metrics: on a second axis where there is one parameter, else in panels.
         ax: Where to draw, of one parameter; default: a figure of its own.
+        joined: Whether lines lead from version to version; not where some in between were left out.
 
     Raises:
-        InvalidInputError: no snapshot has such a metric, or several parameters for one ``ax``.
+        InvalidInputError: no snapshot has such a metric, several parameters for one ``ax``, or
+            ``ax`` has no straight horizontal and vertical axis.
     """
-    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+    metrics = _names(metrics)
+    _check_axes(ax)
     snapshots = sorted(log, key=lambda snapshot: snapshot.version)
     _check_metrics(snapshots, metrics)
     steps = _have_steps(histories, snapshots if metrics else ())
-    page = _Page(snapshots, steps=steps)
+    page = _Page(snapshots, steps=steps, joined=joined)
     if len(histories) == 1:
         return page.single(histories[0], metrics, ax)
     if ax is not None:
@@ -74,9 +78,9 @@ def plot_histories(
 class _Page:
     """One picture in the making."""
 
-    def __init__(self, snapshots: Sequence[Snapshot], *, steps: bool) -> None:
+    def __init__(self, snapshots: Sequence[Snapshot], *, steps: bool, joined: bool) -> None:
         self._snapshots = snapshots
-        self._steps = steps
+        self._steps, self._joined = steps, joined
         self._place = curves.by_step if steps else curves.by_version
         self._handles: curves.Handles = {}
 
@@ -122,7 +126,7 @@ class _Page:
     def _parameter(self, axes: Axes, history: History, size: float, inches: float) -> None:
         dress(axes, size)
         name = history[0].name if history else ""
-        self._handles |= curves.draw_history(axes, history, self._place, size)
+        self._handles |= curves.draw_history(axes, history, self._place, size, joined=self._joined)
         most, what = room(inches, size), curves.about(history)
         said = curves.warning(history, most, steps=self._steps)
         if len(said) + len(what) > most:
@@ -201,6 +205,27 @@ def _have_steps(histories: Iterable[History], snapshots: Iterable[Snapshot]) -> 
     steps = [row.step for history in histories for row in history]
     steps += [snapshot.step for snapshot in snapshots]
     return None not in steps and bool(steps)
+
+
+def _names(metrics: Any) -> list[str]:
+    single = isinstance(metrics, str) or not isinstance(metrics, Iterable)
+    names: list[Any] = [metrics] if single else list(metrics)
+    if not all(isinstance(name, str) for name in names):
+        raise InvalidInputError(f"metrics are the name of a metric or several, got {metrics!r}")
+    return names
+
+
+def _check_axes(ax: object) -> None:
+    if ax is None:
+        return
+    if not isinstance(ax, Axes):
+        raise InvalidInputError(
+            f"ax is matplotlib's Axes to draw in, got {type(ax).__name__}; leave it out for a "
+            f"figure of its own"
+        )
+    if ax.name != "rectilinear" or ax.get_figure() is None:
+        what = "has been removed from its figure" if ax.name == "rectilinear" else f"is {ax.name}"
+        raise InvalidInputError(f"ax {what}; give ordinary axes, such as plt.subplots() makes")
 
 
 def _check_metrics(snapshots: Sequence[Snapshot], metrics: Sequence[str]) -> None:

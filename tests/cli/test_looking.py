@@ -198,6 +198,19 @@ def test_history_and_diff_are_drawn_in_the_terminal(run: Run) -> None:
     assert "█" in run("diff", "@1", "@2", "--plot").out
 
 
+def test_the_terminal_shows_how_long_a_value_was_kept(run: Run) -> None:
+    kept = run("history", "mix", "--plot").lines  # nothing trains it
+    assert kept[-1].split() == ["10", "step", "40"]
+    assert max(len(line) for line in kept[1:-1]) == max(map(len, kept))
+    (row,) = run("history", "mix", "--jsonl").rows
+    assert (row["until_version"], row["until_step"], row["removed"]) == (4, 40, False)
+
+
+def test_no_line_leads_across_versions_that_a_condition_left_out(run: Run) -> None:
+    drawn = run("history", "scale", "--where", "version != 2", "--plot").lines[1:11]
+    assert sum(len(line.split("┤")[-1].split("│")[-1].strip()) for line in drawn) == 3
+
+
 @pytest.mark.parametrize("end", ["png", "svg"])
 def test_history_and_diff_are_drawn_into_files(run: Run, tmp_path: Path, end: str) -> None:
     pytest.importorskip("matplotlib")
