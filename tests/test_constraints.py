@@ -175,7 +175,9 @@ class Number(IntEnum):
     ONE = 1
 
 
-@pytest.mark.parametrize("argument", [Number.ONE, 1j, np.zeros(2), object(), {}], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "argument", [Number.ONE, 1j, np.zeros(2), object(), {}], ids=lambda value: type(value).__name__
+)
 def test_an_argument_without_a_stored_form_is_refused(argument: object) -> None:
     with pytest.raises(UnknownConstraintError, match=r"argument greater_than\.lower_bound"):
         to_spec(constraints.greater_than(argument))
