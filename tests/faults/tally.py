@@ -88,7 +88,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         _failed.add(report.location[0].rpartition("/")[2])
     read = dict(report.user_properties)
     if report.when == "call" and report.passed and "fuzzed" in read:
-        count("fuzz", sum(dict(read["outcomes"]).values()))
+        outcomes = read["outcomes"]
+        assert isinstance(outcomes, dict)
+        count("fuzz", sum(outcomes.values()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
