@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import stat
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +19,14 @@ from test_altered_databases import (  # type: ignore[import-not-found]  # pytest
 from torch.distributions import constraints
 
 import paramstore
-from paramstore import InvalidInputError, NotADatabaseError, NotFoundError, Salvaged, UsageError
+from paramstore import (
+    InvalidInputError,
+    NotADatabaseError,
+    NotFoundError,
+    Salvaged,
+    StorageError,
+    UsageError,
+)
 from paramstore.testing import invariants
 from paramstore.testing.bits import differences
 
@@ -404,9 +412,17 @@ def test_a_store_that_is_open_here_is_refused(path: Path, tmp_path: Path) -> Non
     assert paramstore.salvage(path, tmp_path / "into.db").ok
 
 
+def test_nobody_may_read_more_than_the_damaged_file(damaged: Path, tmp_path: Path) -> None:
+    damaged.chmod(0o600)
+    paramstore.salvage(damaged, tmp_path / "saved.db")
+    assert stat.S_IMODE((tmp_path / "saved.db").stat().st_mode) == 0o600
+
+
 def test_files_that_exist_and_files_that_do_not_are_refused(damaged: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="there is no file"):
         paramstore.salvage(tmp_path / "none.db", tmp_path / "into.db")
+    with pytest.raises(StorageError, match="is a directory"):
+        paramstore.salvage(tmp_path, tmp_path / "into.db")
     with pytest.raises(InvalidInputError, match="exists already"):
         paramstore.salvage(damaged, damaged)
     with pytest.raises(InvalidInputError, match="give their paths"):

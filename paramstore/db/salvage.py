@@ -6,6 +6,7 @@ Reads a copy, and must never change the damaged file; what it writes verifies.
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,7 +20,7 @@ from paramstore.damage import Salvaged
 from paramstore.db import blobs as blob_bytes
 from paramstore.db import sqlite
 from paramstore.db.bulk import batched
-from paramstore.db.engine import Database, is_open_here
+from paramstore.db.engine import Database, check_path, is_open_here
 from paramstore.db.mending import mend
 from paramstore.db.recovery import SHORTEST, Recovery
 from paramstore.db.schema import (
@@ -70,11 +71,12 @@ def salvage(path: str | os.PathLike[str], into: str | os.PathLike[str]) -> Salva
         NotADatabaseError: nothing in it is readable, or it never was a store.
         UsageError: this process has it open.
         InvalidInputError: the new file exists already, or is none.
-        StorageError: one cannot be read at all, or the other not be written.
+        StorageError: one is no file or cannot be read at all, or the other not be written.
     """
     source, target = _located(path), _located(into)
-    if not source.is_file():
+    if not source.exists():
         raise NotFoundError(f"there is no file {str(path)!r}")
+    check_path(source, create=False)
     if is_open_here(source):
         raise UsageError(f"{str(path)!r} is open in this process; close the store first")
     with (
@@ -84,6 +86,8 @@ def salvage(path: str | os.PathLike[str], into: str | os.PathLike[str]) -> Salva
         copy = Path(folder) / "damaged.db"
         notes = _copied(source, copy)
         recovery, database = Recovery(copy), Database.open(draft)
+        # Others who cannot read the damaged file cannot read what is left of it, either.
+        draft.chmod(draft.stat().st_mode & (source.stat().st_mode | stat.S_IRWXU))
         with closing(recovery), closing(database):
             transfer = _Transfer(recovery, database)
             damaged = transfer.run()
