@@ -22,6 +22,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 _PATIENCE = 0.5  # seconds to wait for a writer
 _MOST = 500  # a shell that is given more asks whether to show them
 
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
+
 
 class RefType(click.ParamType[Ref]):
     """A reference to a snapshot."""

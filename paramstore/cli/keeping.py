@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import click
 
 from paramstore.cli import shapes
-from paramstore.cli.arguments import scope_option
+from paramstore.cli.arguments import dry_run_option, scope_option
 from paramstore.cli.group import verb
 from paramstore.cli.opening import reading, writing
 from paramstore.cli.output import BAD, HEAD, Form, json_option, paint, say, say_json, say_table
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 _AGE: Final = re.compile(r"(\d{1,6})\s*(s|min|h|d|w)")
 _UNITS: Final = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-dry_run_option = click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
 
 
 class AgeType(click.ParamType[timedelta]):

@@ -9,10 +9,10 @@ import sys
 
 import click
 
-from paramstore.cli.arguments import ScopeType, scope_option
+from paramstore.cli.arguments import ScopeType, dry_run_option, scope_option
 from paramstore.cli.group import verb
 from paramstore.cli.opening import current_scope, reading, where, writing
-from paramstore.cli.output import Form, json_option, say, say_json
+from paramstore.cli.output import Form, json_option, say, say_json, shown
 from paramstore.errors import ParamStoreError
 from paramstore.listing import format_bytes, printable
 
@@ -80,25 +80,34 @@ def rename(old: str, new: str, param: bool, scope: str | None) -> None:
     say(f"{printable(old)} is now {printable(new)}")
 
 
-@verb("drop", "paramstore drop first-try", "paramstore drop first-try --yes && paramstore gc")
+@verb(
+    "drop",
+    "paramstore drop first-try --dry-run",
+    "paramstore drop first-try",
+    "paramstore drop first-try --yes && paramstore gc",
+)
 @_scope
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@dry_run_option
 @json_option
-def drop(scope: str, yes: bool, form: Form) -> None:
+def drop(scope: str, yes: bool, dry_run: bool, form: Form) -> None:
     """Forget SCOPE with all of its snapshots and tags; gc then frees what they held.
 
     Scopes that were forked from it keep everything they have.
     """
     from paramstore.db.scope_changes import children, drop_scope
 
-    with writing() as repository:
+    with (reading if dry_run else writing)() as repository:
         count = len(repository.log(scope))
         forks = children(repository.database, scope)
-        if not yes:
-            _ask(scope, count, forks)
-        drop_scope(repository.database, scope)
+        if not dry_run:
+            if not yes:
+                _ask(_told(scope, count, forks))
+            drop_scope(repository.database, scope)
     if form == "json":
-        say_json({"scope": scope, "snapshots": count, "orphaned": forks})
+        say_json({"scope": scope, "snapshots": count, "orphaned": forks, "dry_run": dry_run})
+    elif dry_run:
+        say(f"would forget {_told(scope, count, forks)}\nnext: the same without --dry-run")
     else:
         say(f"forgot {printable(scope)} with {count} snapshots; next: paramstore gc")
 
@@ -110,11 +119,13 @@ def _is_here(place: str) -> bool:
     return locate(place) == locate(where())
 
 
-def _ask(scope: str, count: int, forks: list[str]) -> None:
+def _told(scope: str, count: int, forks: list[str]) -> str:
+    orphaned = f" ({shown(forks[:5])} will have no parent)" if forks else ""
+    return f"{printable(scope)} with {count} snapshots{orphaned}"
+
+
+def _ask(what: str) -> None:
     """Let a person decide; without one, refuse."""
-    what = f"{printable(scope)} with {count} snapshots"
-    if forks:
-        what += f" ({', '.join(map(printable, forks[:5]))} will have no parent)"
     if not sys.stdin.isatty():
         raise ParamStoreError(f"this would forget {what}; say --yes")
     if not click.confirm(f"Forget {what}?", err=True):

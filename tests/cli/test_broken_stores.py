@@ -27,6 +27,7 @@ READING = [
     ["verify", "--statistics"],
     ["expire", "--keep-last", "1", "--dry-run"],
     ["gc", "--dry-run"],
+    ["drop", "main", "--dry-run"],
     ["backup", "new.db"],
     ["export", "@1", "new.safetensors"],
     ["db", "current"],

@@ -54,6 +54,32 @@ WRITING_WITHOUT_TORCH = [
 ]
 
 
+BESIDE_A_RUN = [
+    ["log", "--graph", "--json"],
+    ["show", "busy", "--values"],
+    ["history", "x", "-s", "busy", "-n", "3"],
+    ["diff", "busy@1", "busy@2"],
+    ["best", "loss"],
+    ["scopes"],
+    ["export", "busy", "new.safetensors"],
+    ["import", "new.safetensors", "--scope", "in"],
+    ["tag", "now", "busy@1"],
+    ["untag", "now", "--scope", "busy"],
+    ["copy", "main", "new"],
+    ["copy", "colder", "--to-db", "new.other"],
+    ["rename", "in", "out"],
+    ["drop", "out", "--yes"],
+    ["expire", "--keep-last", "2", "--scope", "main"],
+    ["gc"],
+    ["du"],
+    ["verify", "--sample", "0.1"],
+    ["backup", "new.db"],
+    ["doctor"],
+    ["db", "check"],
+    ["db", "upgrade"],
+]
+
+
 def imported(arguments: list[str], db: Path) -> set[str]:
     """The modules that a command imports, as a process of its own."""
     environment = {**os.environ, "PARAMSTORE_URL": str(db)}
@@ -223,7 +249,7 @@ def test_follow_prints_new_snapshots_beside_the_run_and_ctrl_c_ends_it(db: Path)
         assert own.stderr.read() == "\n"  # ends the line that shows ^C
 
 
-def test_readers_get_answers_while_a_run_is_writing(db: Path) -> None:
+def test_every_verb_answers_while_a_run_is_writing(run: Run, db: Path, tmp_path: Path) -> None:
     script = f"""
 import paramstore, torch
 with paramstore.open({str(db)!r}, scope="busy") as store:
@@ -234,14 +260,17 @@ with paramstore.open({str(db)!r}, scope="busy") as store:
     with subprocess.Popen([sys.executable, "-c", script]) as writer:
         try:
             deadline = time.monotonic() + 60
-            while "busy" not in process("scopes", db=db).out:
+            while "busy" not in run("scopes", "--db", db).out:
                 assert time.monotonic() < deadline
-            for arguments in (["log", "busy", "-n", "3"], ["history", "x", "-s", "busy", "-n", "3"],
-                              ["show", "busy"], ["tag", "now", "busy@1", "--move"]):  # fmt: skip
-                assert process(*arguments, db=db).out
+                time.sleep(0.1)
+            assert process("log", "busy", "-n", "3", db=db).out
+            for arguments in BESIDE_A_RUN:
+                here = [str(tmp_path / word) if "new." in word else word for word in arguments]
+                assert run(*here, "--db", db).out
             assert writer.poll() is None
         finally:
             writer.kill()
+    assert run("verify", "--db", tmp_path / "new.db").out
 
 
 # -- stores that are not as they should be -----------------------------------------

@@ -239,12 +239,14 @@ def test_a_parameter_is_renamed_in_its_whole_history(run: Run, db: Path) -> None
 def test_a_scope_is_dropped_only_when_somebody_says_so(run: Run, db: Path) -> None:
     told = run("drop", "main", "--db", db, code=1).err
     assert "main with 4 snapshots (colder@1 will have no parent); say --yes" in told
-    assert len(run("scopes", "--db", db, "--json").json) == 2
-    assert run("drop", "main", "--yes", "--db", db, "--json").json == {
-        "scope": "main",
-        "snapshots": 4,
-        "orphaned": ["colder@1"],
+    would = run("drop", "main", "--dry-run", "--db", db).out
+    assert would.startswith("would forget main with 4 snapshots (colder@1 will have no parent)\n")
+    gone = {"scope": "main", "snapshots": 4, "orphaned": ["colder@1"]}
+    assert run("drop", "main", "--dry-run", "--yes", "--db", db, "--json").json == gone | {
+        "dry_run": True
     }
+    assert len(run("scopes", "--db", db, "--json").json) == 2
+    assert run("drop", "main", "--yes", "--db", db, "--json").json == gone | {"dry_run": False}
     run("gc", "--db", db)
     assert [row["scope"] for row in run("scopes", "--db", db, "--json").json] == ["colder"]
     assert run("show", "--values", "--db", db, "--json").json["snapshot"]["parent"] is None
