@@ -18,7 +18,7 @@ from paramstore.cli.condition import COLUMNS, Condition, parse_condition
 from paramstore.cli.group import verb
 from paramstore.cli.opening import current_scope, reading
 from paramstore.cli.output import BAD, HEAD, Form, json_options, paint, say, say_rows, say_table
-from paramstore.cli.pictures import plot_histories, plot_option
+from paramstore.cli.pictures import TERMINAL, plot_histories, plot_option
 from paramstore.errors import InvalidInputError, ParamNotFoundError
 from paramstore.history import History
 from paramstore.listing import printable
@@ -79,6 +79,8 @@ def history(
     """
     if plot is not None and form != "text":
         raise click.UsageError("--plot goes with neither --json nor --jsonl")
+    if metrics and plot in (None, TERMINAL):
+        raise click.UsageError("--metric goes with --plot FILE")
     condition = _condition(where)
     with reading() as repository:
         inside = current_scope(repository, scope)

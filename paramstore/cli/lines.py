@@ -15,6 +15,7 @@ from paramstore.cli.opening import current_scope, reading, where, writing
 from paramstore.cli.output import Form, json_option, say, say_json, shown
 from paramstore.errors import ParamStoreError
 from paramstore.listing import format_bytes, printable
+from paramstore.refs import check_scope_name
 
 _scope = click.argument("scope", type=ScopeType())
 
@@ -43,8 +44,11 @@ def copy(scope: str, new: str | None, to_db: str | None, form: Form) -> None:
         with writing() as repository:
             done = copy_scope(repository.database, scope, repository.database, name)
     else:
-        with reading() as source, writing(to_db, create=True) as target:
-            done = copy_scope(source.database, scope, target.database, name)
+        check_scope_name(name)
+        with reading() as source:
+            source.log(scope, 1)  # what cannot be copied must not leave a new store behind
+            with writing(to_db, create=True) as target:
+                done = copy_scope(source.database, scope, target.database, name)
     if form == "json":
         say_json({"scope": name, "snapshots": done.snapshots, "nbytes": done.nbytes})
     else:

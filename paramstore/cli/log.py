@@ -137,19 +137,22 @@ def _row(snapshot: Snapshot) -> list[str]:
 
 
 def _follow(repository: Repository, scope: str, limit: int | None, form: Form) -> None:
+    shown = 10 if limit is None else limit
+    last = repository.log(scope, max(shown, 1))
     if form == "text":
         say_table(_line(("snapshot", "step", "time", "changed", "added", "tags and metrics")))
-    for snapshot in _coming(repository, scope, 10 if limit is None else limit):
+    for snapshot in _coming(repository, scope, last, shown):
         if form == "text":
             say(_line(_followed(snapshot)))
         else:
             say_rows([shapes.snapshot(snapshot)], "jsonl")
 
 
-def _coming(repository: Repository, scope: str, limit: int) -> Iterator[Snapshot]:
-    """Yield the last snapshots of a scope, oldest first, and then each that is committed."""
-    last = repository.log(scope, max(limit, 1))
-    yield from reversed(last[:limit])
+def _coming(
+    repository: Repository, scope: str, last: list[Snapshot], shown: int
+) -> Iterator[Snapshot]:
+    """Yield some of the last snapshots, oldest first, and then each that is committed."""
+    yield from reversed(last[:shown])
     seen = last[0].version
     while True:
         time.sleep(PAUSE)

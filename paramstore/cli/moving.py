@@ -16,7 +16,7 @@ from paramstore.cli.opening import MAIN, current_scope, reading, where
 from paramstore.cli.output import Form, json_option, say, say_json
 from paramstore.errors import ParamNotFoundError, ScopeError
 from paramstore.listing import format_bytes, printable
-from paramstore.refs import Ref, suggest
+from paramstore.refs import Ref, check_tag_name, suggest
 
 _file = click.argument("file", type=click.Path(path_type=Path))
 
@@ -104,6 +104,8 @@ def import_(
     from paramstore.cli.files import put, read
     from paramstore.store import ParamStoreDict
 
+    for tag in tags:
+        check_tag_name(tag)  # before a store is made
     items = read(file, buffers)
     with ParamStoreDict(where(), scope=scope) as store:
         if store.last is not None and not append:

@@ -34,13 +34,13 @@ def curve(levels: Sequence[Level], width: int, *, under: str) -> str:
     """Draw levels and the lines between them, in their order.
 
     Args:
-        levels: At least one.
+        levels: What to draw.
         width: Characters in a line, labels included.
         under: What begin and end are.
     """
     seen = [y for level in levels if (y := _finite(level.y)) is not None]
     if not seen:
-        return "nothing to draw: no value is finite"
+        return f"nothing to draw: no {'value is finite' if levels else 'versions'}"
     low, high = min(seen), max(seen)
     labels = [format_number(high, 4), format_number(low, 4)]
     margin = max(map(len, labels))

@@ -159,6 +159,8 @@ def test_the_database_is_named_by_option_environment_or_folder(
         (["untag", "warn"], 1, "did you mean 'warm'"),
         (["log", "--db", "nowhere.db"], 1, "name another with --db FILE or PARAMSTORE_URL"),
         (["log", "--db", "postgresql://host/x"], 1, "only SQLite is supported"),
+        (["log", "--follow", "-s", "nowhere"], 1, "no scope 'nowhere'"),
+        (["history", "scale", "--metric", "loss"], 2, "--metric goes with --plot FILE"),
         (["best", ""], 1, "'' cannot name a metric"),
         (["log", "--db", ""], 2, "it is empty; give the path of a store"),
         (["lgo"], 2, "did you mean 'log'"),

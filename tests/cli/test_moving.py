@@ -221,6 +221,16 @@ def test_a_scope_is_copied_here_and_into_another_store(run: Run, db: Path, tmp_p
     assert "name the copy" in run("copy", "main", "--db", db, code=2).err
 
 
+def test_what_cannot_come_into_a_new_store_leaves_none(run: Run, db: Path, tmp_path: Path) -> None:
+    new, file = tmp_path / "new.db", tmp_path / "main.safetensors"
+    run("export", "main", file, "--db", db)
+    run("copy", "nowhere", "--to-db", new, "--db", db, code=1)
+    run("copy", "main", "a@b", "--to-db", new, "--db", db, code=1)
+    run("import", file, "--tag", "latest", "--db", new, code=1)
+    run("import", file, "--scope", "a@b", "--db", new, code=1)
+    assert not new.exists()
+
+
 def test_a_run_continues_in_a_renamed_scope(run: Run, db: Path) -> None:
     assert run("rename", "colder", "hot", "--db", db).out == "colder is now hot\n"
     with paramstore.open(db, scope="hot") as store:
