@@ -46,8 +46,6 @@ class _Left(dict[str, Tensor]):
     def agrees(self, working_set: WorkingSet) -> bool:
         """Whether it holds what the working set does, in this order."""
         params, specs = working_set.params, working_set.constraints
-        if not (params or self or specs or self.constraints):
-            return True  # nearly always, where PyroModule enters it
         return (
             len(self) == len(params)
             and len(self.constraints) == len(specs)
@@ -178,6 +176,10 @@ class Scopes:
 
 def give_back(state: MutableMapping[str, Any], working_set: WorkingSet) -> None:
     """Put what a plain working set holds into its state; Pyro exchanges the tables, too."""
+    params, specs = state.get("params"), state.get("constraints")
+    missing = params is None or specs is None
+    if not (working_set.params or working_set.constraints or params or specs or missing):
+        return  # nothing in, nothing out: nearly always, where PyroModule enters it
     left = _left(state)
     if left is None or not left.agrees(working_set):
         left = _Left(working_set.params)
