@@ -40,9 +40,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from paramstore.listing import printable
+
+LONGEST: Final = 10_000
+"""Characters of a message that are shown."""
 
 
 class ParamStoreError(Exception):
@@ -53,7 +56,9 @@ class ParamStoreError(Exception):
 
     def __str__(self) -> str:
         # KeyError prints the repr of its argument; our messages are sentences.
-        return printable(str(self.args[0])) if self.args else ""
+        text = printable(str(self.args[0])) if self.args else ""
+        # A damaged cell that a message quotes may be as large as its file.
+        return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
 
 
 class NotFoundError(ParamStoreError, KeyError):
