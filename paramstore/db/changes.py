@@ -5,14 +5,14 @@ Each function checks before it writes, inside a transaction; must never touch a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Executable, bindparam, select
+from sqlalchemy import Connection, bindparam, select
 
 from paramstore.db.catalogue import set_tags
 from paramstore.db.manifest import entry_line
-from paramstore.db.reading import altered, read_rows
+from paramstore.db.reading import intact
 from paramstore.db.records import Entry
 from paramstore.db.schema import params, scopes, snapshot_params, snapshots, tags
 from paramstore.errors import (
@@ -112,14 +112,7 @@ def rename(connection: Connection, scope: str, old: str, new: str) -> None:
 
 def _digest_after(connection: Connection, snapshot_id: int, ref: str, old: str, new: str) -> bytes:
     """Return the digest that a snapshot will have, once it is known to be intact."""
-
-    def fetch(statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any]:
-        return connection.execute(statement, parameters).all()
-
-    rows = read_rows(fetch, snapshot_id)
-    entries = rows and rows.checked()
-    if rows is None or entries is None:
-        raise altered(fetch, snapshot_id, ref)
+    rows, entries = intact(connection, snapshot_id, ref)
     return rows.digest(_with_name(e, new) if e.name == old else e for e in entries)
 
 

@@ -5,15 +5,15 @@ Frees nothing, which `paramstore.db.collection` does; must never touch what a po
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
-from sqlalchemy import Connection, Executable, delete, select
+from sqlalchemy import delete, select
 
 from paramstore.db import queries
 from paramstore.db.engine import Database
 from paramstore.db.garbage import GONE, as_text, set_free
-from paramstore.db.reading import Fetch
+from paramstore.db.reading import Fetch, inside
 from paramstore.db.schema import extra_blobs, extras, metrics, scopes, snapshot_params, snapshots
 from paramstore.retention import Expired, Kept, Policy, decide
 from paramstore.snapshot import Snapshot
@@ -71,7 +71,7 @@ def expire(
     nbytes = set_free(database.fetch, found.rows)
     if found.gone and not dry_run:
         with database.write() as connection:
-            fetch = _inside(connection)
+            fetch = inside(connection)
             now = _decide(fetch, policy, names, held or {})
             if now.rows != found.rows:
                 nbytes = set_free(fetch, now.rows)
@@ -99,12 +99,3 @@ def _decide(
             else:
                 found.gone.append(snapshot)
     return found
-
-
-def _inside(connection: Connection) -> Fetch:
-    """Run queries in the transaction: in memory there is no other connection."""
-
-    def fetch(statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any]:
-        return connection.execute(statement, parameters).all()
-
-    return fetch

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from blake3 import blake3
-from sqlalchemy import Connection, Executable, func, select
+from sqlalchemy import Connection, func, select
 
 from paramstore.db import bulk
-from paramstore.db.reading import read_rows
+from paramstore.db.reading import inside, read_rows
 from paramstore.db.schema import (
     constraints,
     param_versions,
@@ -99,10 +99,6 @@ def _scopes(connection: Connection) -> Iterator[str]:
 
 def _is_main(connection: Connection, scope_id: int) -> bool:
     """Give a scope the name that most have, if the digest of a snapshot agrees."""
-
-    def fetch(statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any]:
-        return connection.execute(statement, parameters).all()
-
     if connection.execute(select(scopes.c.id).where(scopes.c.name == _MAIN)).first():
         return False
     here = scopes.update().where(scopes.c.id == scope_id)
@@ -110,7 +106,7 @@ def _is_main(connection: Connection, scope_id: int) -> bool:
     connection.execute(here.values(name=_MAIN))
     of_scope = select(snapshots.c.id).where(snapshots.c.scope_id == scope_id).limit(_TRIED)
     for snapshot_id in connection.execute(of_scope).scalars().all():
-        rows = read_rows(fetch, snapshot_id)
+        rows = read_rows(inside(connection), snapshot_id)
         if rows is not None and rows.checked() is not None:
             return True
     connection.execute(here.values(name=before))

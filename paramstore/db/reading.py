@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from blake3 import blake3
-from sqlalchemy import BindParameter, Executable, bindparam, select
+from sqlalchemy import BindParameter, Connection, Executable, bindparam, select
 
 from paramstore.db.blobs import parse_shape
 from paramstore.db.catalogue import time_text
@@ -130,7 +130,7 @@ _EXTRAS_OF_BLOB = (
 
 
 Fetch = Callable[[Executable, Mapping[str, Any]], Sequence[Any]]
-"""Runs one query to its end: ``Database.fetch``, or the same inside a transaction."""
+"""Runs one query to its end: ``Database.fetch``, or ``inside`` a transaction."""
 
 
 class Rows(NamedTuple):
@@ -205,6 +205,25 @@ def read_rows(fetch: Fetch, snapshot_id: int) -> Rows | None:
         return None
     queries = (_METRICS, _EXTRAS, _EXTRA_BLOBS, _ENTRIES)
     return Rows(header[0], *(fetch(query, key) for query in queries))
+
+
+def inside(connection: Connection) -> Fetch:
+    """Run queries in a transaction, which sees its own rows; in memory nobody else can ask."""
+    return lambda statement, parameters: connection.execute(statement, parameters).all()
+
+
+def intact(connection: Connection, snapshot_id: int, ref: str) -> tuple[Rows, list[Entry]]:
+    """Read, in a transaction, all rows of a snapshot that is about to change.
+
+    Raises:
+        CorruptError: they are not those that were committed.
+    """
+    fetch = inside(connection)
+    rows = read_rows(fetch, snapshot_id)
+    entries = rows and rows.checked()
+    if rows is None or entries is None:
+        raise altered(fetch, snapshot_id, ref)
+    return rows, entries
 
 
 def manifest(database: Database, snapshot: Snapshot) -> Manifest:

@@ -6,15 +6,14 @@ fit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, Executable, bindparam, delete, func, select
+from sqlalchemy import Connection, bindparam, delete, func, select
 
 from paramstore.db import queries
 from paramstore.db.engine import Database
 from paramstore.db.manifest import Header
-from paramstore.db.reading import altered, read_rows
+from paramstore.db.reading import intact
 from paramstore.db.schema import (
     extra_blobs,
     extras,
@@ -157,14 +156,7 @@ def check_free(connection: Connection, database: Database, scope: str) -> None:
 
 def _rewrite(connection: Connection, snapshot_id: int, ref: str, **changes: Any) -> None:
     """Change a snapshot's own fields, and its digest, once it is known to be intact."""
-
-    def fetch(statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any]:
-        return connection.execute(statement, parameters).all()
-
-    rows = read_rows(fetch, snapshot_id)
-    entries = rows and rows.checked()
-    if rows is None or entries is None:
-        raise altered(fetch, snapshot_id, ref)
+    rows, entries = intact(connection, snapshot_id, ref)
     header = Header(*rows.header[: len(Header._fields)])._replace(**changes)
     values = {"parent_id": header.parent_id, "digest": rows._replace(header=header).digest(entries)}
     connection.execute(snapshots.update().where(snapshots.c.id == snapshot_id).values(values))

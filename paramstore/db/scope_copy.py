@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from blake3 import blake3
-from sqlalchemy import BindParameter, Connection, Executable, bindparam, select
+from sqlalchemy import BindParameter, Connection, bindparam, select
 
 from paramstore.db import blobs as blob_bytes
 from paramstore.db import bulk, queries
 from paramstore.db.engine import Database
 from paramstore.db.manifest import Header
-from paramstore.db.reading import Fetch, Rows, affected, altered, read_rows
+from paramstore.db.reading import Fetch, Rows, affected, altered, inside, read_rows
 from paramstore.db.records import Entry
 from paramstore.db.schema import (
     blobs,
@@ -107,16 +107,13 @@ class _Copy:
         self._connection = connection
         self._within = within
         """Whether values are shared instead of copied."""
-        self._fetch: Fetch = self._inside if within else source.fetch
+        self._fetch: Fetch = inside(connection) if within else source.fetch
         self._snapshots: dict[int, int] = {}
         self._params: dict[int, int] = {}
         self._versions: dict[int, int] = {}
         self._blobs: dict[int, int] = {}
         self._constraints: dict[int, int] = {}
         self._nbytes = 0
-
-    def _inside(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any]:
-        return self._connection.execute(statement, parameters).all()
 
     def run(self, scope: str, new: str) -> Copied:
         """Copy everything."""
