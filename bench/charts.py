@@ -64,7 +64,9 @@ def _panel(axes: Axes, table: Table) -> None:
         axes.minorticks_off()
         axes.set_xlim(left=min(medians) / 2, right=max(medians) * 3)
     else:
-        axes.set_xlim(left=0, right=max(quartiles(row.values)[1] for row in table.rows) * 1.15)
+        longest = max(quartiles(row.values)[1] for row in table.rows)
+        # Where nothing was lost, in all of a few quick repetitions, no bar is longer than zero.
+        axes.set_xlim(left=0, right=longest * 1.15 if longest > 0 else 1)
     if table.control is not None and table.row(table.control).median > 0:
         _line(axes, table.row(table.control))
     _dress(axes, table, rows, logarithmic=logarithmic)

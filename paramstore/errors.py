@@ -57,8 +57,12 @@ class ParamStoreError(Exception):
     def __str__(self) -> str:
         # KeyError prints the repr of its argument; our messages are sentences.
         text = printable(str(self.args[0])) if self.args else ""
-        # A damaged cell that a message quotes may be as large as its file.
-        return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
+        if len(text) <= LONGEST:
+            return text
+        # A damaged cell that a message quotes may be as large as its file. What it is about
+        # stands before the quotation, the next step after it.
+        half = LONGEST // 2
+        return f"{text[:half]}… ({len(text) - 2 * half:,} characters) …{text[-half:]}"
 
 
 class NotFoundError(ParamStoreError, KeyError):

@@ -13,6 +13,7 @@ pytest.importorskip("pyro")
 
 from bench import charts, loads, readme, report, rivals, states
 from bench.__main__ import BENCHMARKS, main
+from bench.facts import facts
 from bench.harness import Case, Settings, interleave
 from bench.rivals.side import Apart
 from bench.tables import MET, MISSED, WITHIN_SPREAD, Row, Table, Target
@@ -125,6 +126,14 @@ def test_a_chart_is_drawn_of_every_result_that_is_there(tmp_path: Path) -> None:
         picture = charts.draw(report.read(path), tmp_path)
         assert picture.name == f"{path.stem}.png"
         assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_chart_of_what_took_no_time_at_all_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [Row(label="ours", values=[0.0, -2.0]), Row(label="peer", values=[0.0, 0.0])]
+    table = Table(title="lost", unit="ms", rows=rows, ours="ours")
+    result = report.Result(name="nothing", command="", facts=facts(tmp_path), tables=[table])
+    assert charts.draw(result, tmp_path).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("ours", "told"), [(10.0, False), (30.0, True)])

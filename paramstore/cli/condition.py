@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import operator
 import re
+import reprlib
 from collections.abc import Callable
 from typing import Final
 
@@ -53,6 +54,9 @@ _TOKEN: Final = re.compile(
 )
 _DEEPEST: Final = 50
 
+_quoted = reprlib.Repr()
+_quoted.maxstring = 200  # of a condition that somebody pasted by accident
+
 
 def parse_condition(text: str) -> Condition:
     """Parse a condition.
@@ -80,8 +84,9 @@ class _Parser:
             token = _TOKEN.match(text, at)
             if token is None:
                 raise InvalidInputError(
-                    f"{self._text!r} is not a condition: {text[at:].strip()!r} is neither a "
-                    f"number, a word nor a comparison; write 'nan > 0 and step < 1000'"
+                    f"{_quoted.repr(self._text)} is not a condition: "
+                    f"{_quoted.repr(text[at:].strip())} is neither a number, a word nor a "
+                    f"comparison; write 'nan > 0 and step < 1000'"
                 )
             found.append((str(token.lastgroup), token[str(token.lastgroup)].lower()))
             at = token.end()
@@ -89,8 +94,8 @@ class _Parser:
 
     def refuse(self, why: str) -> None:
         rest = " ".join(text for _, text in self.left)
-        before = f"before {rest!r}" if rest else "at its end"
-        raise InvalidInputError(f"{self._text!r} is not a condition: {why} {before}")
+        before = f"before {_quoted.repr(rest)}" if rest else "at its end"
+        raise InvalidInputError(f"{_quoted.repr(self._text)} is not a condition: {why} {before}")
 
     def _take(self, *wanted: str) -> str | None:
         if self.left and self.left[0][1] in wanted:
