@@ -198,16 +198,17 @@ class Reader:
         what: str | None = None,
     ) -> CorruptError:
         names = [entry.name for entry in entries if entry.blob_id in damaged]
-        affected: set[str] = {snapshot.ref} if snapshot else set()
+        affected = [snapshot.ref] if snapshot else []
         with suppress(CorruptError):  # what leads from blobs to snapshots may be damaged as well
             for blob_id in damaged:
-                affected.update(self._repository.affected(blob_id)[1])
+                affected += self._repository.affected(blob_id)
+        affected = list(dict.fromkeys(affected))
         return CorruptError(
             f"the stored bytes of {what or _some(map(repr, names))} are missing or altered; "
-            f"snapshots that hold them: {_some(sorted(affected))}. Nothing has been changed; "
+            f"snapshots that hold them: {_some(affected)}. Nothing has been changed; "
             f"restore another snapshot, or leave these out with exclude=[…]",
             params=names,
-            snapshots=sorted(affected),
+            snapshots=affected,
         )
 
     # -- constraints and extras ----------------------------------------------------

@@ -243,7 +243,7 @@ def best(database: Database, scope: str, metric: str, mode: str) -> Snapshot:
     found = _first(database, _BEST[mode], **known, metric=check_param_name(metric, "metric"))
     if found is None:
         _check_scope(database, scope)
-        names = sorted(name for (name,) in database.fetch(_METRIC_NAMES, known))
+        names = sorted(str(name) for (name,) in database.fetch(_METRIC_NAMES, known))
         raise SnapshotNotFoundError(
             f"no snapshot of scope {scope!r} has a number as metric {metric!r}"
             f"{suggest(metric, names)}; its metrics: {_listed(names)}"
@@ -334,7 +334,7 @@ def history(database: Database, scope: str, name: str, limit: int | None) -> lis
     rows = database.fetch(HISTORY, known | {"limit": _limit(limit)})
     if not rows and limit != 0:
         _check_scope(database, scope)
-        names = [found for (found,) in database.fetch(_PARAM_NAMES, {"scope": scope})]
+        names = [str(found) for (found,) in database.fetch(_PARAM_NAMES, {"scope": scope})]
         raise ParamNotFoundError(
             f"no snapshot of scope {scope!r} has a parameter {name!r}{suggest(name, names)}"
         )
@@ -418,7 +418,7 @@ def _nothing_there(
     database: Database, ref: Ref, scope: str
 ) -> SnapshotNotFoundError | TagNotFoundError:
     if ref.tag is not None:
-        names = sorted(name for (name,) in database.fetch(_TAG_NAMES, {"scope": scope}))
+        names = sorted(str(name) for (name,) in database.fetch(_TAG_NAMES, {"scope": scope}))
         return TagNotFoundError(
             f"scope {scope!r} has no tag {ref.tag!r}{suggest(ref.tag, names)}; its tags: "
             f"{_listed(names)}"

@@ -106,27 +106,29 @@ _SUSPICIONS = (
     .where(snapshot_params.c.snapshot_id == _id)
 )
 
-_PARAMS_OF_BLOB = (
-    select(params.c.name, scopes.c.name, snapshots.c.version)
+_OF_PARAMS = (
+    select(scopes.c.name, snapshots.c.version)
     .join_from(
         param_versions,
         snapshot_params,
         snapshot_params.c.param_version_id == param_versions.c.id,
     )
-    .join(params, params.c.id == snapshot_params.c.param_id)
     .join(snapshots, snapshots.c.id == snapshot_params.c.snapshot_id)
     .join(scopes, scopes.c.id == snapshots.c.scope_id)
     .outerjoin(constraint_blobs, constraint_blobs.c.constraint_id == param_versions.c.constraint_id)
     .where((param_versions.c.blob_id == _id) | (constraint_blobs.c.blob_id == _id))
+    .order_by(scopes.c.name, snapshots.c.version)  # Python does not order cells of all types
     .distinct()
 )
-_EXTRAS_OF_BLOB = (
+_OF_EXTRAS = (
     select(scopes.c.name, snapshots.c.version)
     .join_from(extra_blobs, snapshots, snapshots.c.id == extra_blobs.c.snapshot_id)
     .join(scopes, scopes.c.id == snapshots.c.scope_id)
     .where(extra_blobs.c.blob_id == _id)
+    .order_by(scopes.c.name, snapshots.c.version)
     .distinct()
 )
+_HOLDERS = (_OF_PARAMS, _OF_EXTRAS)
 
 
 Fetch = Callable[[Executable, Mapping[str, Any]], Sequence[Any]]
@@ -295,15 +297,13 @@ def entry_of(scope_id: int, row: Any) -> Entry:
 # -- damage ------------------------------------------------------------------------
 
 
-def affected(database: Database, blob_id: int) -> tuple[list[str], list[str]]:
-    """Return the parameters that a blob belongs to, and references of the snapshots with it.
+def affected(database: Database, blob_id: int) -> list[str]:
+    """Return references of the snapshots that hold a blob.
 
     Looks at every row; for error texts.
     """
-    rows = database.fetch(_PARAMS_OF_BLOB, {"id": blob_id})
-    places = {(scope, version) for _, scope, version in rows}
-    places |= {(scope, v) for scope, v in database.fetch(_EXTRAS_OF_BLOB, {"id": blob_id})}
-    return sorted({name for name, _, _ in rows}), [f"{s}@{v}" for s, v in sorted(places)]
+    rows = [row for query in _HOLDERS for row in database.fetch(query, {"id": blob_id})]
+    return list(dict.fromkeys(f"{scope}@{version}" for scope, version in rows))
 
 
 def altered(fetch: Fetch, snapshot_id: int, ref: str) -> CorruptError:

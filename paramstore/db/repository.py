@@ -245,8 +245,8 @@ class Repository:
             raise CorruptError(f"an argument of a constraint is gone: tensor {digest}")
         return data
 
-    def affected(self, blob_id: int) -> tuple[list[str], list[str]]:
-        """Return the parameters that a blob belongs to, and references of the snapshots with it.
+    def affected(self, blob_id: int) -> list[str]:
+        """Return references of the snapshots that hold a blob.
 
         Looks at every row; for error texts.
         """

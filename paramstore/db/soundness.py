@@ -320,7 +320,7 @@ def places(
     Returns:
         For each id the names, and the references of the snapshots.
     """
-    found: dict[int, tuple[set[str], set[tuple[str, int]]]] = {i: (set(), set()) for i in ids}
+    found: dict[int, tuple[set[str], dict[str, None]]] = {i: (set(), {}) for i in ids}
     statement = (
         select(column, params.c.name, scopes.c.name, snapshots.c.version)
         .join_from(
@@ -332,15 +332,13 @@ def places(
         .join(snapshots, snapshots.c.id == snapshot_params.c.snapshot_id)
         .join(scopes, scopes.c.id == snapshots.c.scope_id)
         .where(column.in_(bindparam("values", expanding=True)))
+        .order_by(scopes.c.name, snapshots.c.version)  # Python does not order cells of all types
     )
     for some in batched(found, VARIABLES):
         for row_id, name, scope, version in database.fetch(statement, {"values": some}):
-            found[row_id][0].add(name)
-            found[row_id][1].add((scope, version))
-    return {
-        row_id: (tuple(sorted(names)), tuple(f"{s}@{v}" for s, v in sorted(refs)))
-        for row_id, (names, refs) in found.items()
-    }
+            found[row_id][0].add(str(name))
+            found[row_id][1][f"{scope}@{version}"] = None
+    return {row_id: (tuple(sorted(names)), tuple(refs)) for row_id, (names, refs) in found.items()}
 
 
 def is_time(text: object) -> bool:

@@ -8,6 +8,7 @@ from drafts import Line, expire, gc
 from paramstore import errors
 from paramstore.db.engine import Database
 from paramstore.db.repository import Repository, StaleEntries
+from paramstore.db.schema import DEDUPLICATED_FROM
 from paramstore.refs import parse_ref
 
 # -- rows that another process took away -------------------------------------------
@@ -71,8 +72,19 @@ def test_a_tensor_of_the_extras_that_is_gone_is_reported_by_row(file: Database) 
 def test_the_owners_of_a_blob_are_named(line: Line, repository: Repository) -> None:
     line.commit({"w": "1", "b": "2"}, extras=[("extra", "x", "0")], extra_tensors=[b"1"])
     line.commit({"b": "3"})
-    assert repository.affected(line.entries["w"].blob_id) == (["w"], ["main@1", "main@2"])
-    assert repository.affected(10**6) == ([], [])
+    assert repository.affected(line.entries["w"].blob_id) == ["main@1", "main@2"]
+    assert repository.affected(10**6) == []
+
+
+def test_a_scope_whose_name_is_no_text_does_not_hide_what_is_damaged(file: Database) -> None:
+    repository = Repository(file)
+    large = "1" * DEDUPLICATED_FROM
+    line = Line(repository)
+    line.commit({"w": large})
+    Line(repository, "other").commit({"w": large})
+    with file.write() as connection:
+        connection.exec_driver_sql("UPDATE scopes SET name = x'80' WHERE name = 'other'")
+    assert repository.affected(line.entries["w"].blob_id) == ["main@1", "b'\\x80'@1"]
 
 
 def test_a_snapshot_that_is_gone_is_not_called_damaged(file: Database) -> None:

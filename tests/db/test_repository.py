@@ -311,7 +311,7 @@ def test_hostile_parameter_names_are_only_names(line: Line, name: str) -> None:
     assert line.repository.best("main", name).metrics == {name: 1.0}
     line.repository.rename("main", name, name + "'")
     assert [v.name for v in line.repository.history("main", name + "'")] == [name + "'"] * 2
-    assert line.repository.affected(line.entries[name].blob_id) == ([name + "'"], ["main@2"])
+    assert line.repository.affected(line.entries[name].blob_id) == ["main@2"]
 
 
 @pytest.mark.parametrize("name", [n for n in HOSTILE if n == n.strip() and len(n) <= 200])
