@@ -208,16 +208,20 @@ class _Copy:
         arguments = {
             i: [row.blob_id for row in self._fetch(_ARGUMENTS, {"id": i})] for i in unknown
         }
-        needed = {entry.blob_id for entry in new.values()}
-        needed.update((row.blob_id for row in rows.extra_blobs), *arguments.values())
-        self._copy_blobs(needed - self._blobs.keys())
+        names = {
+            blob_id: entry.name
+            for entry in new.values()
+            for blob_id in (entry.blob_id, *arguments.get(entry.constraint_id, ()))
+        }
+        needed = names.keys() | {row.blob_id for row in rows.extra_blobs}
+        self._copy_blobs(needed - self._blobs.keys(), names)
         for row_id, spec in unknown.items():
             self._copy_constraint(row_id, spec, arguments[row_id])
         self._copy_versions(new, rows.header.version)
 
-    def _copy_blobs(self, ids: set[int]) -> None:
+    def _copy_blobs(self, ids: set[int], names: Mapping[int, str]) -> None:
         stored = [
-            _Stored(self._source, row)
+            _Stored(self._source, row, names.get(row.id))
             for batch in bulk.batched(sorted(ids), bulk.VARIABLES)
             for row in self._fetch(_BLOBS, {"values": batch})
         ]
@@ -266,13 +270,15 @@ class _Stored:
 
     header: Final = b""  # it is in the first chunk
 
-    def __init__(self, source: Database, row: Any) -> None:
+    def __init__(self, source: Database, row: Any, name: str | None) -> None:
         self.row_id: int = row.id
         self.digest = bytes(row.digest)
         self.nbytes: int = row.nbytes
         self.dtype: str = row.dtype
         self.shape = blob_bytes.parse_shape(row.shape)
         self._source = source
+        self._name = name
+        """The parameter that it belongs to; None for extras."""
 
     def chunks(self) -> Iterator[bytes]:
         """Yield its rows in their order.
@@ -285,10 +291,11 @@ class _Stored:
             hasher.update(chunk)
             yield chunk
         if hasher.digest() != self.digest:
-            names, refs = affected(self._source, self.row_id)
+            refs = affected(self._source, self.row_id)
             raise CorruptError(
-                f"the stored bytes of {', '.join(map(repr, names[:5])) or 'an extra'} are missing "
-                f"or altered; snapshots that hold them: {', '.join(refs[:5])}. Nothing was copied",
-                params=names,
+                f"the stored bytes of {'an extra' if self._name is None else repr(self._name)} are "
+                f"missing or altered; snapshots that hold them: {', '.join(refs[:5])}. Nothing was "
+                f"copied",
+                params=[] if self._name is None else [self._name],
                 snapshots=refs,
             )
