@@ -11,11 +11,10 @@ import click
 
 from paramstore.cli.arguments import ScopeType, dry_run_option, scope_option
 from paramstore.cli.group import verb
-from paramstore.cli.opening import current_scope, reading, where, writing
+from paramstore.cli.opening import current_scope, making, reading, where, writing
 from paramstore.cli.output import Form, json_option, say, say_json, shown
 from paramstore.errors import ParamStoreError
 from paramstore.listing import format_bytes, printable
-from paramstore.refs import check_scope_name
 
 _scope = click.argument("scope", type=ScopeType())
 
@@ -44,11 +43,8 @@ def copy(scope: str, new: str | None, to_db: str | None, form: Form) -> None:
         with writing() as repository:
             done = copy_scope(repository.database, scope, repository.database, name)
     else:
-        check_scope_name(name)
-        with reading() as source:
-            source.log(scope, 1)  # what cannot be copied must not leave a new store behind
-            with writing(to_db, create=True) as target:
-                done = copy_scope(source.database, scope, target.database, name)
+        with reading() as source, making(to_db) as target:
+            done = copy_scope(source.database, scope, target.database, name)
     if form == "json":
         say_json({"scope": name, "snapshots": done.snapshots, "nbytes": done.nbytes})
     else:

@@ -12,7 +12,7 @@ import click
 from paramstore.cli.arguments import ScopeType, complete_params, ref_argument, scope_option
 from paramstore.cli.group import verb
 from paramstore.cli.history import choose
-from paramstore.cli.opening import MAIN, current_scope, reading, where
+from paramstore.cli.opening import MAIN, current_scope, made_whole, reading, where
 from paramstore.cli.output import Form, json_option, say, say_json
 from paramstore.errors import ParamNotFoundError, ScopeError
 from paramstore.listing import format_bytes, printable
@@ -98,16 +98,16 @@ def import_(
     """Make a snapshot of the parameters in FILE; the store is made where there is none.
 
     FILE is a safetensors file, with or without constraints, what Pyro's save() wrote, or a
-    state_dict that torch saved. No code of it runs. Imports torch.
+    state_dict that torch saved. No code of it runs. All of it happens, or nothing. Imports torch.
     """
     from paramstore.cli import shapes
     from paramstore.cli.files import put, read
     from paramstore.store import ParamStoreDict
 
     for tag in tags:
-        check_tag_name(tag)  # before a store is made
+        check_tag_name(tag)  # before a large file is read
     items = read(file, buffers)
-    with ParamStoreDict(where(), scope=scope) as store:
+    with made_whole(where()) as place, ParamStoreDict(place, scope=scope) as store:
         if store.last is not None and not append:
             raise ScopeError(
                 f"scope {scope!r} has snapshots already; name a new one with --scope, or say "

@@ -42,13 +42,48 @@ def reading(place: str | None = None, *, timeout: float = WAIT) -> Iterator[Repo
 
 
 @contextmanager
-def writing(place: str | None = None, *, create: bool = False) -> Iterator[Repository]:
+def writing(place: str | None = None) -> Iterator[Repository]:
     """Open the store for a verb that writes.
 
     Raises:
         NotFoundError, DatabaseError: it cannot be opened; the message says why.
     """
-    with _opened(place or where(), readonly=False, create=create, timeout=WAIT) as repository:
+    with _opened(place or where(), readonly=False, create=False, timeout=WAIT) as repository:
+        yield repository
+
+
+@contextmanager
+def made_whole(place: str) -> Iterator[str]:
+    """Yield the store that a verb writes to; where there is none, a draft that becomes it.
+
+    What fails leaves no file that was not there before. The block has to close what it opens.
+
+    Raises:
+        InvalidInputError: another process has made the store meanwhile; it stays as it is.
+        StorageError: there is no such folder, or it cannot be written to.
+    """
+    from paramstore.db.sqlite import locate
+    from paramstore.files import new_file
+
+    path = locate(place)
+    if path is None or path.exists():
+        yield place
+        return
+    with new_file(path) as draft:
+        yield str(draft)
+
+
+@contextmanager
+def making(place: str) -> Iterator[Repository]:
+    """Open a store for a verb that writes, and that makes it where there is none.
+
+    Raises:
+        InvalidInputError, DatabaseError: as `made_whole`, or it cannot be opened.
+    """
+    with (
+        made_whole(place) as whole,
+        _opened(whole, readonly=False, create=True, timeout=WAIT) as repository,
+    ):
         yield repository
 
 

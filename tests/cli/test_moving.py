@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
+import sqlite3
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
-from shell_runs import Run
+from safetensors.torch import load_file, save_file
+from shell_runs import Run, process
 from torch import nn
 
 import paramstore
@@ -228,7 +231,54 @@ def test_what_cannot_come_into_a_new_store_leaves_none(run: Run, db: Path, tmp_p
     run("copy", "main", "a@b", "--to-db", new, "--db", db, code=1)
     run("import", file, "--tag", "latest", "--db", new, code=1)
     run("import", file, "--scope", "a@b", "--db", new, code=1)
-    assert not new.exists()
+    assert files(tmp_path) == {"paramstore.db", "main.safetensors"}
+
+
+def files(folder: Path) -> set[str]:
+    """The names of a folder, without the empty journals that SQLite leaves beside its files."""
+    return {path.name for path in folder.iterdir() if not path.name.endswith("-journal")}
+
+
+def importing(folder: Path, *arguments: object, limit: int | None = None) -> str:
+    """Import as a process that is refused; it may write files of so many bytes. What it says."""
+
+    def limit_files() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return process("import", *arguments, cwd=folder, preexec_fn=limit_files, code=1).err
+
+
+def test_an_import_that_fails_late_leaves_no_new_store(tmp_path: Path) -> None:
+    save_file({"seen": torch.arange(3)}, tmp_path / "buffer.safetensors")
+    save_file({"w": torch.randn(1_000_000)}, tmp_path / "large.safetensors")
+    before = files(tmp_path)
+    assert "--module NAME" in importing(tmp_path, "buffer.safetensors")
+    assert "64-bit" in importing(tmp_path, "large.safetensors", "--step", 10**30)
+    importing(tmp_path, "large.safetensors", limit=3_000_000)  # no room for its tensor
+    assert files(tmp_path) == before
+    process("import", "large.safetensors", cwd=tmp_path)
+    assert files(tmp_path) == before | {"paramstore.db"}
+
+
+def test_an_import_that_fails_late_leaves_a_store_as_it_was(db: Path, tmp_path: Path) -> None:
+    save_file({"seen": torch.arange(3)}, tmp_path / "buffer.safetensors")
+    save_file({"w": torch.randn(1_000_000)}, tmp_path / "large.safetensors")
+    before, content = files(tmp_path), db.read_bytes()
+    importing(tmp_path, "buffer.safetensors", "--scope", "new")
+    importing(tmp_path, "large.safetensors", "--scope", "new", limit=3_000_000)
+    process("verify", db=db)  # who opens it next undoes what the import could not
+    assert (files(tmp_path), db.read_bytes()) == (before, content)
+
+
+def test_a_copy_that_meets_damage_leaves_no_new_store(run: Run, db: Path, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(db)) as connection:
+        connection.execute("UPDATE chunks SET data = zeroblob(length(data))")
+        connection.commit()
+    before = files(tmp_path)
+    told = run("copy", "main", "--to-db", tmp_path / "new.db", "--db", db, code=1).err
+    assert "Nothing was copied" in told
+    assert files(tmp_path) == before
 
 
 def test_a_run_continues_in_a_renamed_scope(run: Run, db: Path) -> None:
