@@ -14,13 +14,15 @@ WORTH_IT: Final = 16 << 20
 """Bytes from which threads pay: a copy of 268 MB takes 22 ms on two of them, 42 on one."""
 MOST: Final = 4
 """Threads; more are waiting for the memory, and somebody else may need the cores."""
+PARTS: Final = 16
+"""Into so many per thread the work is cut: who shares a core with somebody else takes fewer."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def share(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T], nbytes: int) -> list[R]:
-    """Call ``work`` with parts of ``items``, on the calling thread and on others.
+    """Call ``work`` with parts of ``items``, on the calling thread and on others as they get on.
 
     Args:
         work: Gives a result for each item that it gets; has to leave the interpreter's lock alone
@@ -34,11 +36,21 @@ def share(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T], nbytes
     threads = min(MOST, _cores(), len(items)) if nbytes >= WORTH_IT else 1
     if threads < 2:
         return list(work(items))
-    parts = [items[first::threads] for first in range(threads)]
+    size = max(1, len(items) // (threads * PARTS))
+    parts = [items[first : first + size] for first in range(0, len(items), size)]
+    done: list[Sequence[R]] = [()] * len(parts)
+    places = iter(range(len(parts)))  # each is taken once, by whoever comes first
+
+    def go_on() -> None:
+        for place in places:
+            done[place] = work(parts[place])
+
     with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(work, part) for part in parts[1:]]
-        done = [work(parts[0]), *(other.result() for other in others)]
-    return [done[place % threads][place // threads] for place in range(len(items))]
+        others = [pool.submit(go_on) for _ in range(threads - 1)]
+        go_on()
+        for other in others:
+            other.result()
+    return [result for part in done for result in part]
 
 
 def _cores() -> int:
