@@ -6,7 +6,7 @@ what they make.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING
 
 from paramstore.listing import Listing, format_number, format_table, html_table, printable
@@ -48,7 +48,7 @@ class History(Listing[ParamVersion]):
     __slots__ = ()
 
     def __str__(self) -> str:
-        return format_table(*self._table()) if self else "no versions"
+        return format_history(self, {row.version for row in self})
 
     def _repr_html_(self) -> str:
         name = f"{printable(self[0].name)}: " if self else ""
@@ -90,6 +90,18 @@ class History(Listing[ParamVersion]):
         from paramstore.frames import history_frame
 
         return history_frame(self)
+
+
+def format_history(history: History, versions: Container[int]) -> str:
+    """Write some versions of a history, each with its change to the one before it in the whole.
+
+    Args:
+        history: all of them.
+        versions: the numbers of those to write.
+    """
+    head, rows = history._table()
+    chosen = [line for row, line in zip(history, rows, strict=True) if row.version in versions]
+    return format_table(head, chosen) if chosen else "no versions"
 
 
 _VALUE_HEAD = ("version", "step", "value", "change")

@@ -20,7 +20,7 @@ from paramstore.cli.opening import current_scope, reading
 from paramstore.cli.output import BAD, HEAD, Form, json_options, paint, say, say_rows, say_table
 from paramstore.cli.pictures import TERMINAL, plot_histories, plot_option
 from paramstore.errors import InvalidInputError, ParamNotFoundError
-from paramstore.history import History
+from paramstore.history import History, format_history
 from paramstore.listing import printable
 from paramstore.progress import progress
 from paramstore.refs import suggest, to_pattern
@@ -94,7 +94,7 @@ def history(
         whole = condition is None and not first
         plot_histories(kept, plot, log, metrics, joined=whole)
     else:
-        _say(kept, form, alone=list(chosen.values()) == [True])
+        _say(kept, found, form, alone=list(chosen.values()) == [True])
     if where is not None and not kept:
         click.echo(f"no version of {len(found)} parameters has {where}", err=True)
         return 1
@@ -169,13 +169,20 @@ def _kept(
     return kept[:1] if first else kept
 
 
-def _say(histories: dict[str, list[ParamVersion]], form: Form, *, alone: bool) -> None:
+def _say(
+    kept: dict[str, list[ParamVersion]],
+    found: dict[str, list[ParamVersion]],
+    form: Form,
+    *,
+    alone: bool,
+) -> None:
     if form != "text":
-        rows = (row for versions in histories.values() for row in versions)
+        rows = (row for versions in kept.values() for row in versions)
         say_rows(map(shapes.param_version, rows), form)
         return
-    for number, (name, versions) in enumerate(histories.items()):
+    for number, (name, versions) in enumerate(kept.items()):
         if not alone:
             say(("\n" if number else "") + paint(printable(name), HEAD))
         bad = [BAD if row.nan_count or row.inf_count else None for row in versions]
-        say_table(str(History(versions)), bad)
+        shown = {row.version for row in versions}
+        say_table(format_history(History(found[name]), shown), bad)

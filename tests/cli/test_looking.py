@@ -127,6 +127,18 @@ def test_the_first_bad_step_is_found(run: Run) -> None:
     assert "no version of" in found.err
 
 
+def test_a_change_is_to_the_version_before_it_whatever_is_shown(run: Run) -> None:
+    whole = run("history", "scale").lines
+    change = whole[0].split().index("change")
+    chosen = run("history", "scale", "--where", "version = 2 or version = 4").lines
+    assert len(chosen) == 3
+    assert [line.split() for line in chosen[1:]] == [whole[2].split(), whole[4].split()]
+    assert run("history", "scale", "--where", "step > 30", "--first").lines[1].split() == (
+        whole[4].split()
+    )
+    assert len(set(line.split()[change] for line in whole[2:])) == 3  # so that one can tell
+
+
 def test_history_keeps_the_newest_versions(run: Run) -> None:
     assert [row["version"] for row in run("history", "scale", "-n", 2, "--jsonl").rows] == [3, 4]
 
