@@ -136,7 +136,7 @@ def test_a_change_is_to_the_version_before_it_whatever_is_shown(run: Run) -> Non
     assert run("history", "scale", "--where", "step > 30", "--first").lines[1].split() == (
         whole[4].split()
     )
-    assert len(set(line.split()[change] for line in whole[2:])) == 3  # so that one can tell
+    assert len({line.split()[change] for line in whole[2:]}) == 3  # so that one can tell
 
 
 def test_history_keeps_the_newest_versions(run: Run) -> None:
