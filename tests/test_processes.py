@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
-import os
-import sqlite3
 import threading
-from collections.abc import Callable
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import at_once, in_child, is_sound
 
 import paramstore
 from paramstore.db.engine import Database
-from paramstore.testing import invariants
 
 # Forking with torch's threads about is what users do (data loaders), and Python 3.12 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-
-def in_child(function: Callable[[], object]) -> int:
-    """Run ``function`` in a fork of this process; 0 when it returned."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            function()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def is_sound(path: Path) -> None:
-    """Let SQLite and our own invariants look at the whole file."""
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
-    invariants.check(path)
 
 
 def test_a_fork_in_the_middle_of_a_transaction_leaves_it_to_the_parent(path: Path) -> None:
@@ -128,14 +102,7 @@ def _create(path: Path, barrier: Any, number: int) -> None:
 
 
 def test_eight_processes_can_create_one_store_at_once(path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(8)
-    workers = [context.Process(target=_create, args=(path, barrier, n)) for n in range(8)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0] * 8
+    at_once(8, _create, path)
     with paramstore.open(path, readonly=True) as store:
         assert sorted(info.name for info in store.scopes()) == [f"worker {n}" for n in range(8)]
         for number in range(8):
@@ -154,14 +121,7 @@ def _contend(path: Path, barrier: Any, number: int) -> None:
 
 def test_processes_that_append_to_one_scope_lose_nothing(path: Path) -> None:
     paramstore.open(path).close()
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(4)
-    workers = [context.Process(target=_contend, args=(path, barrier, n)) for n in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0] * 4
+    at_once(4, _contend, path)
     with paramstore.open(path, readonly=True) as store:
         assert [s.version for s in store.log()] == list(range(20, 0, -1))
         for number in range(4):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_altered_databases import (  # type: ignore[import-not-found]  # pytest finds it
+from test_altered_databases import (
     MANIFEST_ALTERATIONS,
     alter,
     blob_of,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_altered_databases import (  # type: ignore[import-not-found]  # pytest finds it
+from test_altered_databases import (
     BLOB_ALTERATIONS,
     MANIFEST_ALTERATIONS,
     alter,

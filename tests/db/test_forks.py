@@ -1,21 +1,19 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from drafts import Line
+from processes import at_once, in_child, is_sound
 from sqlalchemy import text
 from sqlalchemy.exc import StatementError
 
@@ -23,7 +21,6 @@ from paramstore import errors
 from paramstore.db import forks
 from paramstore.db.engine import Database
 from paramstore.db.repository import Repository
-from paramstore.testing import invariants
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here"),
@@ -31,27 +28,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]
 COUNT = text("SELECT count(*) FROM snapshots")
-
-
-def in_child(function: Callable[[], object]) -> int:
-    """Run a function in a fork of this process; 0 when it returned."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            function()
-            status = 0
-        except BaseException:  # noqa: BLE001  # the parent sees the status
-            traceback.print_exc(file=sys.__stderr__)
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def is_sound(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    invariants.check(path)
 
 
 def spill(connection: Any) -> None:
@@ -137,7 +113,8 @@ sys.exit(status)
 
 def test_a_child_that_exits_as_scripts_do_finalises_nothing(path: Path) -> None:
     here = Path(__file__).parent
-    command = [sys.executable, "-c", SCRIPT, str(path), str(here), str(here.parents[1])]
+    folders = map(str, (here, here.parent, here.parents[1]))
+    command = [sys.executable, "-c", SCRIPT, str(path), *folders]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     is_whole(path)
@@ -316,14 +293,7 @@ def create(path: Path, barrier: Any, number: int) -> None:
 
 
 def test_eight_processes_create_one_store(path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(8)
-    workers = [context.Process(target=create, args=(path, barrier, n)) for n in range(8)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0] * 8
+    at_once(8, create, path)
     is_sound(path)
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT count(*) FROM scopes").fetchone() == (8,)
@@ -347,14 +317,7 @@ def contend(path: Path, barrier: Any, number: int) -> None:
 
 def test_one_of_two_writers_always_wins_and_nothing_is_lost(path: Path) -> None:
     Database.open(path).close()
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(3)
-    workers = [context.Process(target=contend, args=(path, barrier, n)) for n in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0] * 3
+    at_once(3, contend, path)
     is_sound(path)
     database = Database.open(path, readonly=True)
     assert Repository(database).head_version("main") == 60

@@ -9,56 +9,31 @@ from __future__ import annotations
 import gc
 import json
 import multiprocessing
-import os
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import end_with, in_child, is_sound
 from tally import count
 
 import paramstore
 import paramstore.writer
 from paramstore import ConflictError, KeepLast, ParamStoreDict, PendingCommit
-from paramstore.testing import invariants
 from paramstore.testing.bits import bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 ROOT = Path(__file__).parents[2]
 
 
-def in_child(function: Callable[[], object]) -> int:
-    """Run a function in a fork of this process; 0 when it returned."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            function()
-            status = 0
-        except BaseException:  # noqa: BLE001  # the parent sees the status
-            traceback.print_exc(file=sys.__stderr__)
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def value(seed: int) -> torch.Tensor:
     return torch.randn(30_000, generator=torch.Generator().manual_seed(seed))
-
-
-def assert_sound(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    invariants.check(path)
 
 
 def assert_holds(path: Path, scope: str, steps: list[int]) -> None:
@@ -102,7 +77,7 @@ def test_forks_in_the_middle_of_background_commits_leave_them_to_the_parent(
     for number in range(times):
         if number % 3:
             assert_holds(path, f"child {number}", [number])
-    assert_sound(path)
+    is_sound(path)
     count("forks", times)
 
 
@@ -131,7 +106,7 @@ def test_forks_in_the_middle_of_a_transaction_that_has_spilt_leave_it_whole(
             store.commit(step=step)
             steps.append(step)
     assert_holds(path, "main", steps)
-    assert_sound(path)
+    is_sound(path)
     count("forks", times)
 
 
@@ -164,7 +139,7 @@ def test_spawned_processes_commit_beside_their_parent(path: Path, full: bool) ->
     assert_holds(path, "main", list(range(step + 1)))
     for number in range(times):
         assert_holds(path, f"spawned {number}", [0, 1, 2])
-    assert_sound(path)
+    is_sound(path)
     count("forks", times)
 
 
@@ -215,7 +190,7 @@ def test_threads_share_a_store_whose_commits_are_pending(path: Path, full: bool)
     assert not failures
     assert [snapshot.step for snapshot in made] == list(range(1, times + 1))
     assert_holds(path, "main", list(range(times + 1)))
-    assert_sound(path)
+    is_sound(path)
     count("forks", times)
 
 
@@ -239,7 +214,7 @@ def test_two_stores_on_one_file_in_one_process_keep_their_locks(path: Path, full
             with pytest.raises(ConflictError):
                 loser.commit(step=-1)
     assert_holds(path, "main", steps)
-    assert_sound(path)
+    is_sound(path)
     count("forks", times)
 
 
@@ -290,14 +265,7 @@ def _collect(path: Path, number: int, seconds: float, ledger: Path) -> None:
 
 def _guarded(work: Callable[..., None], *args: Any) -> None:
     torch.set_num_threads(1)
-    status = 1
-    try:
-        work(*args)
-        status = 0
-    except BaseException:  # noqa: BLE001  # the parent sees the status
-        traceback.print_exc(file=sys.__stderr__)
-    finally:
-        os._exit(status)
+    end_with(partial(work, *args))
 
 
 def test_gc_in_other_processes_takes_nothing_that_a_commit_in_flight_counts_on(
