@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import pty
 import shlex
@@ -16,6 +17,7 @@ import pytest
 from shell_runs import COMMAND, Run, process
 
 import paramstore
+from paramstore.cli import entry
 from paramstore.cli.entry import run as run_command
 from paramstore.cli.group import SECTIONS, VERBS, root
 
@@ -182,6 +184,13 @@ def test_an_error_is_one_line_with_the_next_step(
     assert said in ran.err
     assert ran.err.startswith("paramstore: ")
     assert ran.err.count("\n") == 1
+
+
+def test_what_a_shell_is_told_otherwise_is_what_the_library_says() -> None:
+    library = Path(paramstore.__file__).parent
+    files = [file for file in library.rglob("*.py") if library / "cli" not in file.parents]
+    said = "".join(ast.unparse(ast.parse(file.read_text())) for file in files)  # strings joined
+    assert [call for call, _ in entry._IN_SHELL if call not in said] == []
 
 
 def test_debug_shows_the_traceback(trained: Path) -> None:
