@@ -19,7 +19,7 @@ from paramstore.db import bulk, tidying
 from paramstore.db.engine import Database
 from paramstore.db.manifest import Header
 from paramstore.db.placeholders import UNKNOWN_TIME, put_placeholders
-from paramstore.db.reading import Rows, entry_of, read_rows
+from paramstore.db.reading import VALUE, Rows, entry_of, read_rows
 from paramstore.db.records import Entry
 from paramstore.db.schema import (
     blobs,
@@ -49,22 +49,7 @@ _FIRST_STORED = select(params.c.scope_id, param_versions.c.version, param_versio
     param_versions, params, params.c.id == param_versions.c.param_id
 )
 _ENTRIES = (
-    select(
-        params.c.name,
-        params.c.id,
-        param_versions.c.id,
-        param_versions.c.version,
-        param_versions.c.blob_id,
-        blobs.c.digest,
-        blobs.c.nbytes,
-        blobs.c.dtype,
-        blobs.c.shape,
-        param_versions.c.constraint_id,
-        constraints.c.spec,
-        param_versions.c.kind,
-        param_versions.c.requires_grad,
-        param_versions.c.shape,
-    )
+    select(params.c.name, params.c.id, param_versions.c.id, *VALUE)
     .join_from(param_versions, params, params.c.id == param_versions.c.param_id)
     .join(blobs, blobs.c.id == param_versions.c.blob_id)
     .join(constraints, constraints.c.id == param_versions.c.constraint_id)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from blake3 import blake3
 from sqlalchemy import BindParameter, Connection, Executable, bindparam, select
@@ -61,24 +61,23 @@ _EXTRA_BLOBS = (
     .where(extra_blobs.c.snapshot_id == _id)
     .order_by(extra_blobs.c.seq)
 )
+VALUE: Final = (
+    param_versions.c.version,
+    param_versions.c.blob_id,
+    blobs.c.digest,
+    blobs.c.nbytes,
+    blobs.c.dtype,
+    blobs.c.shape,
+    param_versions.c.constraint_id,
+    constraints.c.spec,
+    param_versions.c.kind,
+    param_versions.c.requires_grad,
+    param_versions.c.shape,
+)
+"""What `entry_of` reads behind the parameter's name and id and the value's id."""
 # Outer joins, so that a row that leads nowhere is found and not left out.
 _ENTRIES = (
-    select(
-        params.c.name,
-        snapshot_params.c.param_id,
-        snapshot_params.c.param_version_id,
-        param_versions.c.version,
-        param_versions.c.blob_id,
-        blobs.c.digest,
-        blobs.c.nbytes,
-        blobs.c.dtype,
-        blobs.c.shape,
-        param_versions.c.constraint_id,
-        constraints.c.spec,
-        param_versions.c.kind,
-        param_versions.c.requires_grad,
-        param_versions.c.shape,
-    )
+    select(params.c.name, snapshot_params.c.param_id, snapshot_params.c.param_version_id, *VALUE)
     .outerjoin_from(snapshot_params, params, params.c.id == snapshot_params.c.param_id)
     .outerjoin(param_versions, param_versions.c.id == snapshot_params.c.param_version_id)
     .outerjoin(blobs, blobs.c.id == param_versions.c.blob_id)
