@@ -14,11 +14,11 @@ import click
 
 from paramstore.cli import shapes
 from paramstore.cli.arguments import complete_params, limit_option, scope_option
-from paramstore.cli.condition import COLUMNS, Condition, parse_condition
 from paramstore.cli.group import verb
 from paramstore.cli.opening import current_scope, reading
 from paramstore.cli.output import BAD, HEAD, Form, json_options, paint, say, say_rows, say_table
 from paramstore.cli.pictures import TERMINAL, plot_histories, plot_option
+from paramstore.condition import COLUMNS, Condition, parse_condition
 from paramstore.errors import InvalidInputError, ParamNotFoundError
 from paramstore.history import History, format_history
 from paramstore.listing import printable
@@ -85,7 +85,7 @@ def history(
     with reading() as repository:
         inside = current_scope(repository, scope)
         chosen = choose(repository, inside, names, regex=regex)
-        found = _read(repository, inside, chosen, limit)
+        found = _read(repository, inside, _candidates(repository, inside, chosen, condition), limit)
         log = repository.log(inside) if metrics else []
     kept = {name: _kept(rows, condition, first=first) for name, rows in found.items()}
     if where is not None:
@@ -96,7 +96,7 @@ def history(
     else:
         _say(kept, found, form, alone=list(chosen.values()) == [True])
     if where is not None and not kept:
-        click.echo(f"no version of {len(found)} parameters has {where}", err=True)
+        click.echo(f"no version of {len(chosen)} parameters has {where}", err=True)
         return 1
     return 0
 
@@ -138,6 +138,18 @@ def _matcher(name: str, *, regex: bool) -> Callable[[str], object] | None:
     if _GLOB.search(name):
         return lambda known: fnmatchcase(known, name)
     return None
+
+
+def _candidates(
+    repository: Repository, scope: str, chosen: dict[str, bool], condition: Condition | None
+) -> dict[str, bool]:
+    """Leave out what a pattern found and the condition cannot hold for."""
+    from paramstore.db.looking import candidates
+
+    if condition is None or all(chosen.values()):
+        return chosen
+    able = candidates(repository.database, scope, condition)
+    return {name: named for name, named in chosen.items() if named or name in able}
 
 
 def _read(

@@ -5,11 +5,12 @@ Reads and never writes; every answer is a plain value.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import bindparam, false, func, select
+from sqlalchemy import ColumnElement, and_, bindparam, false, func, literal, or_, select, true
 from sqlalchemy.sql.functions import coalesce
 
+from paramstore.condition import SIGNS, Condition, Junction, Negation
 from paramstore.db.engine import Database
 from paramstore.db.schema import (
     param_versions,
@@ -47,11 +48,45 @@ _STATISTICS = (
     .where(snapshot_params.c.snapshot_id == bindparam("id"))
     .where(param_versions.c.nan_count.is_not(None))
 )
+_NUMBERS: Final = {name: param_versions.c[name] for name in ("norm", "mean", "std", "min", "max")}
+_NUMBERS.update(nan=param_versions.c.nan_count, inf=param_versions.c.inf_count)
+"""What a condition may speak of that one row knows."""
 
 
 def param_names(database: Database, scope: str) -> list[str]:
     """Return the names that parameters of a scope have or had, sorted; none without the scope."""
     return [name for (name,) in database.fetch(_PARAM_NAMES, {"scope": scope})]
+
+
+def candidates(database: Database, scope: str, condition: Condition) -> set[str]:
+    """Return the parameters of a scope that may have a version for which a condition holds.
+
+    Looks at what one row knows of a value, in one pass: reading the history of every name takes
+    hundreds of times as long. The others have no such version.
+    """
+    known = select(param_versions.c.param_id).where(_possible(condition))
+    return {
+        name
+        for (name,) in database.fetch(_PARAM_NAMES.where(params.c.id.in_(known)), {"scope": scope})
+    }
+
+
+def _possible(condition: Condition, *, negated: bool = False) -> ColumnElement[bool]:
+    """A condition, or its opposite, with true in place of each comparison that no row decides."""
+    if isinstance(condition, Negation):
+        return _possible(condition.part, negated=not negated)
+    if isinstance(condition, Junction):
+        parts = [_possible(part, negated=negated) for part in condition.parts]
+        return and_(*parts) if (condition.word == "and") != negated else or_(*parts)
+    left, right = _term(condition.left), _term(condition.right)
+    if left is None or right is None:
+        return true()
+    holds = coalesce(SIGNS[condition.sign](left, right), false())
+    return ~holds if negated else holds
+
+
+def _term(term: str | float) -> ColumnElement[Any] | None:
+    return _NUMBERS.get(term) if isinstance(term, str) else literal(term)
 
 
 def tag_names(database: Database, scope: str) -> list[str]:

@@ -1,6 +1,6 @@
-"""The conditions of ``--where``: comparisons of numbers about one version, such as ``nan > 0``.
+"""Conditions on the versions of a parameter: comparisons of numbers, such as ``nan > 0``.
 
-A small grammar of its own; must never evaluate text as Python.
+A small grammar of its own; must never evaluate text as Python, and knows no SQL.
 
     condition  = all { "or" all }
     all        = one { "and" one }
@@ -15,16 +15,13 @@ import operator
 import re
 import reprlib
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final, Literal, NamedTuple
 
 from paramstore.errors import InvalidInputError
 from paramstore.refs import suggest
 from paramstore.snapshot import ParamVersion
 
-Condition = Callable[[ParamVersion], bool]
-_Term = Callable[[ParamVersion], float | None]
-
-COLUMNS: Final[dict[str, _Term]] = {
+COLUMNS: Final[dict[str, Callable[[ParamVersion], float | None]]] = {
     "version": lambda row: row.version,
     "step": lambda row: row.step,
     "norm": lambda row: row.norm,
@@ -38,7 +35,7 @@ COLUMNS: Final[dict[str, _Term]] = {
     "nbytes": lambda row: row.nbytes,
 }
 """What a condition may speak of. One that is unknown (null) makes its comparison false."""
-_COMPARED: Final[dict[str, Callable[[float, float], bool]]] = {
+SIGNS: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
@@ -47,6 +44,7 @@ _COMPARED: Final[dict[str, Callable[[float, float], bool]]] = {
     "==": operator.eq,
     "!=": operator.ne,
 }
+"""What the signs of comparisons mean, of numbers as of what stands for them in a query."""
 _TOKEN: Final = re.compile(
     r"\s*(?:(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)|(?P<word>[a-z_]+)"
     r"|(?P<sign><=|>=|==|!=|[<>=()]))",
@@ -56,6 +54,47 @@ _DEEPEST: Final = 50
 
 _quoted = reprlib.Repr()
 _quoted.maxstring = 200  # of a condition that somebody pasted by accident
+
+
+class Comparison(NamedTuple):
+    """Two terms, each the name of a column or a number; false where a column is unknown."""
+
+    left: str | float
+    sign: str
+    right: str | float
+
+    def __call__(self, row: ParamVersion) -> bool:
+        """Whether it holds for a version."""
+        left, right = _value(self.left, row), _value(self.right, row)
+        return left is not None and right is not None and bool(SIGNS[self.sign](left, right))
+
+
+class Junction(NamedTuple):
+    """All of the parts, or any of them."""
+
+    word: Literal["and", "or"]
+    parts: tuple[Condition, ...]
+
+    def __call__(self, row: ParamVersion) -> bool:
+        """Whether it holds for a version."""
+        return (all if self.word == "and" else any)(part(row) for part in self.parts)
+
+
+class Negation(NamedTuple):
+    """What holds where the part does not."""
+
+    part: Condition
+
+    def __call__(self, row: ParamVersion) -> bool:
+        """Whether it holds for a version."""
+        return not self.part(row)
+
+
+Condition = Comparison | Junction | Negation
+
+
+def _value(term: str | float, row: ParamVersion) -> float | None:
+    return COLUMNS[term](row) if isinstance(term, str) else term
 
 
 def parse_condition(text: str) -> Condition:
@@ -106,20 +145,19 @@ class _Parser:
         parts = [self._all_of(depth)]
         while self._take("or"):
             parts.append(self._all_of(depth))
-        return lambda row: any(part(row) for part in parts)
+        return Junction("or", tuple(parts)) if len(parts) > 1 else parts[0]
 
     def _all_of(self, depth: int) -> Condition:
         parts = [self._one(depth)]
         while self._take("and"):
             parts.append(self._one(depth))
-        return lambda row: all(part(row) for part in parts)
+        return Junction("and", tuple(parts)) if len(parts) > 1 else parts[0]
 
     def _one(self, depth: int) -> Condition:
         if depth > _DEEPEST:
             self.refuse(f"more than {_DEEPEST} parentheses deep")
         if self._take("not"):
-            inner = self._one(depth + 1)
-            return lambda row: not inner(row)
+            return Negation(self._one(depth + 1))
         if self._take("("):
             inner = self.any_of(depth + 1)
             if not self._take(")"):
@@ -129,24 +167,17 @@ class _Parser:
 
     def _comparison(self) -> Condition:
         left = self._term()
-        sign = self._take(*_COMPARED)
+        sign = self._take(*SIGNS)
         if sign is None:
             self.refuse("expected a comparison such as '>'")
-        right, holds = self._term(), _COMPARED[str(sign)]
+        return Comparison(left, str(sign), self._term())
 
-        def compare(row: ParamVersion) -> bool:
-            a, b = left(row), right(row)
-            return a is not None and b is not None and holds(a, b)
-
-        return compare
-
-    def _term(self) -> _Term:
+    def _term(self) -> str | float:
         kind, text = self.left.pop(0) if self.left else ("", "")
         if kind == "number":
-            number = float(text)
-            return lambda _: number
+            return float(text)
         if text in COLUMNS:
-            return COLUMNS[text]
+            return text
         self.left.insert(0, (kind, text))
         hint = suggest(text, COLUMNS) if kind == "word" else ""
         self.refuse(f"expected a number or one of {', '.join(COLUMNS)}{hint},")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramstore.cli.condition import parse_condition
+from paramstore.condition import parse_condition
 from paramstore.errors import InvalidInputError
 from paramstore.snapshot import ParamVersion, Statistics
 
