@@ -405,7 +405,8 @@ class Session:
                 f"less often, raise max_pending, or wait with store.flush()"
             )
         background.wait(at_most=max_pending - 1)
-        capture, copies = Capture.of(ws, request).copied(ws, self._staging)
+        with without_collector():
+            capture, copies = Capture.of(ws, request).copied(ws, self._staging)
         about = "" if request.step is None else f" of step {request.step}"
         work = partial(self._finish, ws, capture, copies)
         try:

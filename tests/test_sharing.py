@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from paramstore import sharing
-from paramstore.sharing import WORTH_IT, share
+from paramstore.sharing import LARGE, WORTH_IT, share
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 64])
@@ -33,6 +33,18 @@ def test_little_work_stays_on_the_calling_thread(monkeypatch: pytest.MonkeyPatch
     assert seen == {threading.get_ident()}
     share(work, range(100), WORTH_IT)
     assert len(seen) > 1
+
+
+def test_many_small_items_stay_on_the_calling_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "_cores", lambda: 4)
+    seen = set()
+
+    def work(part: Sequence[int]) -> Sequence[int]:
+        seen.add(threading.get_ident())
+        return part
+
+    share(work, range(1000), LARGE * 1000 - 1)
+    assert seen == {threading.get_ident()}
 
 
 def test_an_error_on_another_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
