@@ -43,6 +43,7 @@ from paramstore.errors import (
     StorageError,
     UnsupportedFileError,
 )
+from paramstore.files import sync_folder
 from paramstore.header import DTYPES, check_shape, layout
 from paramstore.modes import outside_modes
 from paramstore.reader import MapLocation, place
@@ -181,16 +182,7 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
-        _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    # A rename survives a power cut only when the folder itself has been written.
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync_folder(target.parent)
 
 
 def _check_file(path: str | os.PathLike[str]) -> None:
