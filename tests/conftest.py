@@ -17,6 +17,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import paramstore
+from paramstore import ParamStoreDict
+
 # Nothing times out: a disk that stalls for a second is no failure of ours.
 _COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("quick", _COMMON, max_examples=40, stateful_step_count=30)
@@ -52,6 +55,13 @@ def _no_store_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def path(tmp_path: Path) -> Path:
     """The path of a database that does not exist yet."""
     return tmp_path / "run.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[ParamStoreDict]:
+    """A new store there."""
+    with paramstore.open(path) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -39,17 +39,22 @@ def blob_of(path: Path, name: str, version: int) -> int:
     return int(found)
 
 
+def commit_twice(store: ParamStoreDict) -> None:
+    """Two snapshots; both hold the same "still", "moving" differs."""
+    store["still"] = torch.arange(4.0)
+    store["moving"] = torch.zeros(4)
+    store.setdefault("scale", torch.ones(2), constraint=constraints.positive)
+    store.commit(step=1, metrics={"loss": 1.0}, extras={"epoch": 1}, message="first")
+    with torch.no_grad():
+        store["moving"].fill_(1.0)
+    store.commit(step=2, metrics={"loss": 0.5}, extras={"epoch": 2})
+
+
 @pytest.fixture
 def store(path: Path) -> Iterator[ParamStoreDict]:
-    """Two snapshots; both hold the same "still", "moving" differs; everything is in memory."""
+    """Two snapshots; everything is in memory, and has moved since."""
     with paramstore.open(path) as opened:
-        opened["still"] = torch.arange(4.0)
-        opened["moving"] = torch.zeros(4)
-        opened.setdefault("scale", torch.ones(2), constraint=constraints.positive)
-        opened.commit(step=1, metrics={"loss": 1.0}, extras={"epoch": 1}, message="first")
-        with torch.no_grad():
-            opened["moving"].fill_(1.0)
-        opened.commit(step=2, metrics={"loss": 0.5}, extras={"epoch": 2})
+        commit_twice(opened)
         with torch.no_grad():
             for _, value in opened.named_parameters():
                 value.fill_(7.0)

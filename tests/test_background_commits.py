@@ -35,17 +35,6 @@ from paramstore.errors import (
 )
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "run.db"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[ParamStoreDict]:
-    with paramstore.open(path) as opened:
-        yield opened
-
-
 @contextmanager
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """Keep the background thread from writing until the function is called, or the block ends."""

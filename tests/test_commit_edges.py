@@ -29,11 +29,6 @@ class Counter:
         self.count = state["count"]
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> paramstore.ParamStoreDict:
-    return paramstore.open(tmp_path / "run.db")
-
-
 def test_leaving_a_scope_stores_a_state_in_which_only_a_number_changed(
     store: paramstore.ParamStoreDict,
 ) -> None:

@@ -11,11 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_altered_databases import (
-    MANIFEST_ALTERATIONS,
-    alter,
-    blob_of,
-)
+from test_altered_databases import MANIFEST_ALTERATIONS, alter, blob_of, commit_twice
 from torch.distributions import constraints
 
 import paramstore
@@ -189,13 +185,7 @@ def test_rows_that_were_altered_make_a_snapshot_doubtful(damaged: Path, values: 
 @pytest.mark.parametrize("what", MANIFEST_ALTERATIONS)
 def test_no_altered_row_gets_in_under_a_name_that_was_committed(path: Path, what: str) -> None:
     with paramstore.open(path) as store:
-        store["still"] = torch.arange(4.0)
-        store["moving"] = torch.zeros(4)
-        store.setdefault("scale", torch.ones(2), constraint=constraints.positive)
-        store.commit(step=1, metrics={"loss": 1.0}, extras={"epoch": 1}, message="first")
-        with torch.no_grad():
-            store["moving"].fill_(1.0)
-        store.commit(step=2, metrics={"loss": 0.5}, extras={"epoch": 2})
+        commit_twice(store)
         values = contents(store)
     damaged = path.rename(path.with_name("damaged.db"))
     alter(damaged, MANIFEST_ALTERATIONS[what])

@@ -19,6 +19,7 @@ from test_altered_databases import (
     MANIFEST_ALTERATIONS,
     alter,
     blob_of,
+    commit_twice,
 )
 from torch import nn
 from torch.distributions import constraints
@@ -133,13 +134,7 @@ def test_altered_tensors_of_constraints_and_extras_are_named(
 @pytest.mark.parametrize("what", MANIFEST_ALTERATIONS)
 def test_an_altered_row_is_named_with_its_snapshot(path: Path, what: str) -> None:
     with paramstore.open(path) as store:
-        store["still"] = torch.arange(4.0)
-        store["moving"] = torch.zeros(4)
-        store.setdefault("scale", torch.ones(2), constraint=constraints.positive)
-        store.commit(step=1, metrics={"loss": 1.0}, extras={"epoch": 1}, message="first")
-        with torch.no_grad():
-            store["moving"].fill_(1.0)
-        store.commit(step=2)
+        commit_twice(store)
         alter(path, MANIFEST_ALTERATIONS[what])
         found = store.verify()
     assert any(p.kind == "snapshot" and "main@1" in p.snapshots for p in found.problems), found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,6 @@ POSITIVE = constraints.positive
 
 
 pytestmark = pytest.mark.usefixtures("stock_pyro")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[ParamStoreDict]:
-    with paramstore.open(tmp_path / "run.db") as opened:
-        yield opened
 
 
 def pyro_store() -> Any:

@@ -37,12 +37,6 @@ def local_pyro() -> Iterator[None]:
     pyro.clear_param_store()
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[ParamStoreDict]:
-    with paramstore.open(tmp_path / "run.db") as opened:
-        yield opened
-
-
 class Inner(PyroModule):
     def __init__(self) -> None:
         super().__init__()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,6 @@ IMPORTED_EARLIER: Any = _PYRO_PARAM_STORE
 
 
 pytestmark = pytest.mark.usefixtures("stock_pyro")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[ParamStoreDict]:
-    with paramstore.open(tmp_path / "run.db") as opened:
-        yield opened
 
 
 def pyro_store() -> Any:
