@@ -157,7 +157,7 @@ def _pointer(tensor: Tensor) -> int:
 
 def _encode_odd(tensor: Tensor, name: str) -> Encoded:
     check_storable(tensor, repr(name))
-    dense = tensor if _is_plain_memory(tensor) else outside_modes(_dense_copy, tensor)
+    dense = tensor if is_plain_memory(tensor) else outside_modes(_dense_copy, tensor)
     return Encoded(layout(tensor.dtype, tensor.shape), _view(dense), dense)
 
 
@@ -177,7 +177,7 @@ def copy_into(target: Tensor, source: Tensor) -> None:
         target.copy_(source)
 
 
-def _is_plain_memory(tensor: Tensor) -> bool:
+def is_plain_memory(tensor: Tensor) -> bool:
     """Tell whether the elements lie in the CPU's memory as they are, one after the other."""
     if not (tensor.is_cpu and tensor.is_contiguous()) or tensor.is_conj() or tensor.is_neg():
         return False
@@ -275,7 +275,7 @@ class Filler:
         """Whether any element of the tensor may have been written."""
         self._target = target
         self._header = layout(target.dtype, target.shape)[0]
-        self._direct = _is_plain_memory(target)
+        self._direct = is_plain_memory(target)
         self._buffer = target if self._direct else empty(NAMES[target.dtype], target.shape)
         self._view = _view(self._buffer)
         self._filled = -1  # nothing yet, not even the header

@@ -41,6 +41,14 @@ def test_copies_have_the_bits_of_every_kind_of_tensor() -> None:
         assert digest(copy) == digest(tensor), name
 
 
+@pytest.mark.parametrize("numel", [(16 << 20) - 1, (24 << 20) + 3])
+def test_a_large_tensor_is_copied_in_pieces(numel: int) -> None:
+    tensor = torch.arange(numel, dtype=torch.uint8)
+    copies = Staging().copy({"it": tensor, "and": torch.ones(3)})
+    assert torch.equal(copies.tensors["it"], tensor)
+    assert torch.equal(copies.tensors["and"], torch.ones(3))
+
+
 def test_a_subclass_has_no_say_in_how_its_bytes_are_copied() -> None:
     class Odd(torch.Tensor):
         @classmethod
