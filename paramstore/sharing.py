@@ -5,18 +5,19 @@ Starts threads and joins them; must never keep one.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
 WORTH_IT: Final = 16 << 20
-"""Bytes from which threads pay: a copy of 268 MB takes 22 ms on two cores, 42 on one thread."""
+"""Bytes from which threads pay: a copy of 268 MB takes 22 ms on two cores, 42 on one."""
 LARGE: Final = 32 << 10
 """Bytes of an item, on average, from which it is its memory that takes the time; of smaller ones it
 is Python, for which threads only stand in each other's way."""
-THREADS: Final = 4
-"""More wait for the memory. Also on fewer cores: torch's threads go on spinning there after a step,
-and of what is left several threads get more than one."""
+FEWEST, MOST = 3, 4
+"""Threads, one per core between these. More wait for the memory; fewer are held up by torch's own,
+which go on spinning for a while after a step."""
 PARTS: Final = 16
 """Into so many per thread the work is cut: who shares a core with somebody else takes fewer."""
 
@@ -38,7 +39,8 @@ def share(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T], nbytes
     """
     if len(items) < 2 or nbytes < max(WORTH_IT, LARGE * len(items)):
         return list(work(items))
-    size = max(1, len(items) // (THREADS * PARTS))
+    threads = max(FEWEST, min(MOST, _cores()))
+    size = max(1, len(items) // (threads * PARTS))
     parts = [items[first : first + size] for first in range(0, len(items), size)]
     done: list[Sequence[R]] = [()] * len(parts)
     places = iter(range(len(parts)))  # each is taken once, by whoever comes first
@@ -47,9 +49,16 @@ def share(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T], nbytes
         for place in places:
             done[place] = work(parts[place])
 
-    with ThreadPoolExecutor(THREADS - 1) as pool:
-        others = [pool.submit(go_on) for _ in range(min(THREADS, len(parts)) - 1)]
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(go_on) for _ in range(min(threads, len(parts)) - 1)]
         go_on()
         for other in others:
             other.result()
     return [result for part in done for result in part]
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
