@@ -28,7 +28,7 @@ def new_file(target: Path) -> Iterator[Path]:
     the draft, and to write it to the disk.
 
     Raises:
-        InvalidInputError: ``target`` exists already.
+        InvalidInputError: ``target`` exists already, or a journal that SQLite would take for its.
         StorageError: there is no such folder, or it cannot be written to.
     """
     try:
@@ -51,16 +51,35 @@ def new_file(target: Path) -> Iterator[Path]:
 
 def _check_absent(target: Path) -> None:
     if target.exists() or target.is_symlink():
-        raise InvalidInputError(
-            f"{str(target)!r} exists already; give another name, or remove it first"
-        )
+        raise _taken(target)
+    for suffix in ("-journal", "-wal"):
+        left = target.with_name(target.name + suffix)
+        if _size(left):
+            raise InvalidInputError(
+                f"{str(left)!r} is left of another database of that name, and SQLite would write "
+                f"it into the new one; give another name, or move it away first"
+            )
+
+
+def _taken(target: Path) -> InvalidInputError:
+    return InvalidInputError(
+        f"{str(target)!r} exists already; give another name, or remove it first"
+    )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # nothing is there, or can be: a file may have a name that leaves no room
+        return 0
 
 
 def _publish(draft: Path, target: Path) -> None:
+    _check_absent(target)
     try:
         os.link(draft, target)  # a rename would replace what another process has made meanwhile
-    except FileExistsError:
-        _check_absent(target)
+    except FileExistsError as error:
+        raise _taken(target) from error
     except OSError:  # a file system without hard links
         _check_absent(target)
         draft.rename(target)

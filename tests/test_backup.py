@@ -135,6 +135,21 @@ def test_what_exists_is_not_overwritten(store: ParamStoreDict, tmp_path: Path) -
         store.backup(tmp_path / "run.db")
 
 
+@pytest.mark.parametrize("suffix", ["-journal", "-wal"])
+def test_what_is_left_of_another_database_is_not_played_into_a_copy(
+    store: ParamStoreDict, tmp_path: Path, suffix: str
+) -> None:
+    # Of a writer that was killed, and of whose database somebody has only removed the file.
+    left = tmp_path / f"copy.db{suffix}"
+    left.write_bytes(b"what SQLite would roll back, or forward")
+    with pytest.raises(InvalidInputError, match=f"copy.db{suffix}' is left of another database"):
+        store.backup(tmp_path / "copy.db")
+    assert left.read_bytes() == b"what SQLite would roll back, or forward"
+    assert not (tmp_path / "copy.db").exists()
+    left.write_bytes(b"")  # as every store leaves its own
+    check(store.backup(tmp_path / "copy.db")).close()
+
+
 def test_what_another_process_makes_meanwhile_is_not_overwritten(
     store: ParamStoreDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -415,5 +415,8 @@ def test_files_that_exist_and_files_that_do_not_are_refused(damaged: Path, tmp_p
         paramstore.salvage(tmp_path, tmp_path / "into.db")
     with pytest.raises(InvalidInputError, match="exists already"):
         paramstore.salvage(damaged, damaged)
+    (tmp_path / "into.db-wal").write_bytes(b"of a database that is gone")
+    with pytest.raises(InvalidInputError, match="is left of another database"):
+        paramstore.salvage(damaged, tmp_path / "into.db")
     with pytest.raises(InvalidInputError, match="give their paths"):
         paramstore.salvage(damaged, ":memory:")
