@@ -5,10 +5,10 @@ Reads tensors and compares; must never repair, or change a working set.
 
 from __future__ import annotations
 
-import cmath
 import math
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,20 +22,17 @@ from paramstore.db.blobs import parse_shape, shape_text
 from paramstore.db.repository import Repository
 from paramstore.db.stored import StoredBlob
 from paramstore.db.verification import StoredValue, Verification
-from paramstore.errors import ParamStoreError
+from paramstore.errors import CorruptError, ParamStoreError
 from paramstore.header import data_bytes
 from paramstore.modes import outside_modes
 from paramstore.progress import progress
+from paramstore.rounding import Origin, differing
 from paramstore.session import HasSession
-from paramstore.snapshot import Statistics, parse_value
+from paramstore.snapshot import Statistics
 from paramstore.statistics import describe
 
 _TRANSFORMS: Final = 1000
 """Transforms kept, by row of their constraint."""
-_RELATIVE: Final = 1e-4
-"""What the statistics of a value may differ by: a GPU's transform may have made it."""
-_ABSOLUTE: Final = 1e-6
-"""The same of a sum that cancels, as a part of the largest element."""
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -185,39 +182,25 @@ def _wrong(
     value: StoredValue, transform: Transform | None, tensor: Tensor, now: Statistics
 ) -> list[str]:
     """Name what was stored about a value and is not so."""
-    shape = (
-        tuple(tensor.shape) if transform is None else tuple(transform.forward_shape(tensor.shape))
-    )
-    wrong = [] if value.shape == shape_text(shape) else ["shape"]
+    shape = tensor.shape if transform is None else transform.forward_shape(tensor.shape)
+    wrong = [] if value.shape == shape_text(tuple(shape)) else ["shape"]
     stored = value.statistics
     if stored is None:
         return wrong
-    if stored.unconstrained and transform is None:
-        wrong.append("unconstrained")
+    if stored.unconstrained:
+        if transform is None or not _can_be_unconstrained(now, tensor, transform):
+            wrong.append("unconstrained")
+        now = replace(now, unconstrained=True)
+    described = _described(value, transform)
+    numel = tensor.numel() if described is None else math.prod(shape)
+    origin = Origin(dtype=tensor.dtype, numel=numel, transform=described)
     try:
-        wrong += _differing(stored, now)
-    except (TypeError, ValueError, LookupError):  # text where a number should be
+        wrong += differing(stored, now, origin)
+    except (TypeError, ValueError, CorruptError):  # something else where a number should be
         wrong.append("statistics")
     return wrong
 
 
-def _differing(stored: Statistics, now: Statistics) -> list[str]:
-    """Name the numbers that differ by more than another machine's rounding."""
-    counts = ("nan_count", "inf_count")
-    wrong = [name for name in counts if getattr(stored, name) != getattr(now, name)]
-    largest = max((abs(x) for x in (now.min, now.max) if x is not None), default=0.0)
-    for name in ("norm", "mean", "std", "min", "max"):
-        before, after = getattr(stored, name), getattr(now, name)
-        if not _is_close(before, after, _ABSOLUTE * largest):
-            wrong.append(name)
-    if stored.value != now.value:
-        was, is_now = parse_value(stored.value), parse_value(now.value)
-        if was is None or is_now is None or not cmath.isclose(was, is_now, rel_tol=_RELATIVE):
-            wrong.append("value")
-    return wrong
-
-
-def _is_close(before: float | None, after: float | None, absolute: float) -> bool:
-    if before is None or after is None:
-        return before is after
-    return math.isclose(before, after, rel_tol=_RELATIVE, abs_tol=absolute)
+def _can_be_unconstrained(now: Statistics, tensor: Tensor, transform: Transform) -> bool:
+    """Whether the transform may have failed; where there are numbers, they tell it."""
+    return now.norm is not None or describe([(tensor, transform)])[0].unconstrained

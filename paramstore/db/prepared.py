@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from collections import namedtuple
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from functools import lru_cache
 from typing import Any, Final
 
@@ -48,10 +49,11 @@ class Prepared:
         if self._expands:
             state = self._compiled.construct_expanded_state(values)
             sql, values = state.statement, dict(state.parameters)
-        cursor = connection.execute(sql, values)
-        found = cursor.fetchall()
-        if self._row is None:
-            self._row = _row_type(cursor)
+        # Closed here: after an error it would hold the lock for reading as long as the traceback.
+        with closing(connection.execute(sql, values)) as cursor:
+            found = cursor.fetchall()
+            if self._row is None:
+                self._row = _row_type(cursor)
         return list(map(self._row, self._with_booleans(found) if self._booleans else found))
 
     def _with_booleans(self, rows: list[Any]) -> list[Any]:

@@ -31,7 +31,8 @@ from paramstore.db.schema import (
     snapshots,
     tags,
 )
-from paramstore.errors import CorruptError
+from paramstore.errors import CorruptError, InvalidNameError
+from paramstore.refs import check_tag_name
 
 SALVAGE: Final = "paramstore.salvage(path, into) writes what is whole into a new file"
 RESTORE: Final = f"restore other snapshots, or the file from a backup; {SALVAGE}"
@@ -82,6 +83,7 @@ _TAGS = (
     .outerjoin(snapshots, snapshots.c.id == tags.c.snapshot_id)
     .where(snapshots.c.scope_id.is_distinct_from(tags.c.scope_id))
 )
+_TAG_NAMES = select(scopes.c.name, tags.c.name.label("tag")).join_from(tags, scopes)
 _CONSTRAINTS = (
     select(constraints).where(constraints.c.id > _last).order_by(constraints.c.id).limit(_PAGE)
 )
@@ -250,7 +252,7 @@ def _orphaned(database: Database) -> list[str]:
 
 
 def check_tags(database: Database) -> Iterator[Problem]:
-    """Look for tags that name no snapshot of their scope."""
+    """Look for tags that name no snapshot of their scope, or are no names of tags."""
     for scope, tag in database.fetch(_TAGS):
         yield Problem(
             kind="tag",
@@ -258,6 +260,15 @@ def check_tags(database: Database) -> Iterator[Problem]:
             advice=f"let it point to a snapshot with store.tag({tag!r}, '{scope}@N', move=True), "
             f"or remove it with store.untag({tag!r}, scope={scope!r})",
         )
+    for scope, tag in database.fetch(_TAG_NAMES):
+        try:
+            check_tag_name(tag)
+        except InvalidNameError as error:
+            yield Problem(
+                kind="tag",
+                message=f"a tag of scope {scope!r} has a name that none can have: {error}",
+                advice=f"set the tag again that is missing; {SALVAGE}",
+            )
 
 
 # -- values ------------------------------------------------------------------------

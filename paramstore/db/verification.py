@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -19,7 +20,7 @@ from sqlalchemy import BindParameter, bindparam, func, select
 
 from paramstore.damage import Problem, Verified
 from paramstore.db import blobs as blob_bytes
-from paramstore.db import soundness
+from paramstore.db import counters, soundness
 from paramstore.db.bulk import VARIABLES, batched
 from paramstore.db.engine import Database
 from paramstore.db.garbage import free_blobs
@@ -148,6 +149,8 @@ class Verification:
         self._collect(soundness.check_tags(database))
         self._collect(soundness.check_constraints(database))
         self._collect(soundness.check_first_versions(database))
+        self._collect(counters.check_version_numbers(database))
+        self._collect(counters.check_ids(database))
 
     def _collect(self, found: Iterator[Problem]) -> None:
         with self._reading():
@@ -345,19 +348,10 @@ class Verification:
 
 
 def _stored_value(row: Any) -> StoredValue:
+    cells = {field.name: getattr(row, field.name) for field in fields(Statistics)}
     statistics = None
-    if row.nan_count is not None and row.inf_count is not None:
-        statistics = Statistics(
-            norm=row.norm,
-            mean=row.mean,
-            std=row.std,
-            min=row.min,
-            max=row.max,
-            nan_count=row.nan_count,
-            inf_count=row.inf_count,
-            value=row.value,
-            unconstrained=bool(row.unconstrained),
-        )
+    if any(cell is not None for cell in cells.values()):  # or none were taken
+        statistics = Statistics(**cells | {"unconstrained": bool(cells["unconstrained"])})
     blob = StoredBlob(row.blob_id, row.digest, row.nbytes, row.dtype, row.stored_shape)
     return StoredValue(row.id, blob, row.constraint_id, row.spec, row.shape, statistics)
 
