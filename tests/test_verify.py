@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sqlite3
 import subprocess
 import sys
@@ -151,6 +152,14 @@ def test_an_altered_row_is_named_with_its_snapshot(path: Path, what: str) -> Non
         ("UPDATE snapshots SET version = 3 WHERE version = 1", "version", "higher version"),
         ("UPDATE snapshots SET parent_id = 9 WHERE version = 2", "parent", "main@2"),
         ("UPDATE tags SET snapshot_id = 9", "tag", "'warm'"),
+        ("UPDATE tags SET name = 'latest'", "tag", "'latest'"),
+        ("UPDATE tags SET name = x'7761726d'", "tag", "bytes"),
+        ("UPDATE sqlite_sequence SET seq = 1 WHERE name = 'snapshots'", "row", "'snapshots'"),
+        ("UPDATE sqlite_sequence SET name = 'blocks' WHERE name = 'blobs'", "row", "'blocks'"),
+        ("DELETE FROM sqlite_sequence WHERE name = 'params'", "row", "0 rows of 'params'"),
+        ("UPDATE sqlite_sequence SET seq = 1 << 43 WHERE name = 'blobs'", "row", "'blobs'"),
+        ("UPDATE param_versions SET version = 0 WHERE param_id = 1", "history", "main@0"),
+        ("UPDATE param_versions SET version = 9 WHERE param_id = 1", "history", "main@9"),
         ("UPDATE constraints SET spec = '{}' WHERE id = 1", "constraint", "constraint 1"),
         ("UPDATE constraint_blobs SET blob_id = 99", "constraint", "'bounded'"),
         ("UPDATE param_versions SET version = 2 WHERE param_id = 2", "history", "'moving'"),
@@ -159,6 +168,14 @@ def test_an_altered_row_is_named_with_its_snapshot(path: Path, what: str) -> Non
         ("UPDATE param_versions SET std = 1, min = 5 WHERE norm > 1e8", "statistics", "std, min"),
         ("UPDATE param_versions SET nan_count = 1 WHERE norm > 1e8", "statistics", "nan_count"),
         ("UPDATE param_versions SET max = 'much' WHERE norm > 1e8", "statistics", "'large'"),
+        ("UPDATE param_versions SET std = std * 1.0001 WHERE norm > 1e8", "statistics", "std"),
+        (
+            "UPDATE param_versions SET norm = norm * (1 + 1e-12) WHERE norm > 1e8",
+            "statistics",
+            "norm",
+        ),
+        ("UPDATE param_versions SET max = max - 1e-9 WHERE norm > 1e8", "statistics", "max"),
+        ("UPDATE param_versions SET inf_count = NULL WHERE norm > 1e8", "statistics", "inf_count"),
         ("UPDATE param_versions SET unconstrained = 1 WHERE norm > 1e8", "statistics", "'large'"),
         ("UPDATE param_versions SET shape = '[3]' WHERE norm > 1e8", "statistics", "shape"),
         ("UPDATE blobs SET dtype = 'I32' WHERE nbytes > 1e6", "bytes", "its row says I32"),
@@ -184,6 +201,57 @@ def test_a_value_with_another_number_than_its_bytes_give_is_found(path: Path) ->
         (problem,) = store.verify().problems
     assert (problem.kind, problem.params, problem.snapshots) == ("statistics", ("x",), ("main@1",))
     assert "value" in problem.message
+
+
+def test_a_value_that_is_no_number_is_found(path: Path) -> None:
+    with paramstore.open(path) as store:
+        store["x"] = torch.tensor(2.5)
+        store.commit()
+        alter(path, "UPDATE param_versions SET value = '2_5'")
+        assert kinds(store.verify()) == {"statistics"}
+
+
+def test_a_version_later_than_a_snapshot_that_has_the_value_is_found(path: Path) -> None:
+    with paramstore.open(path) as store:
+        store["x"], store["i"] = torch.zeros(3), torch.tensor(0.0)
+        for i in range(4):
+            store["i"] = torch.tensor(float(i))
+            store.commit()
+        store.expire(paramstore.KeepLast(2))
+        assert store.verify().ok
+        alter(path, "UPDATE param_versions SET version = 4 WHERE shape = '[3]'")
+        assert any("main@3 has it already" in p.message for p in store.verify().problems)
+
+
+def test_statistics_of_another_processor_are_no_problem(path: Path) -> None:
+    """Other kernels of OpenBLAS and torch, and denormals flushed: what this machine can pretend."""
+    code = f"""
+import paramstore, torch
+from torch.distributions import constraints
+torch.manual_seed(0)
+torch.set_flush_denormal(True)
+with paramstore.open({str(path)!r}) as store:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64):
+        for size in (1, 7, 100, 20_000):
+            values = torch.randn(size, dtype=dtype)
+            store[f"normal {{dtype}} {{size}}"] = values
+            store[f"two {{dtype}} {{size}}"] = torch.where(values.real > 1, 0.7, 0.1).to(dtype)
+            store[f"far {{dtype}} {{size}}"] = (100 + values / 100).to(dtype)
+            store[f"tiny {{dtype}} {{size}}"] = (values.to(torch.complex128) * 1e-39).real.float()
+            if not dtype.is_complex and size < 20_000:
+                inside = values.abs() / 10 + 0.01
+                for constraint in (constraints.positive, constraints.interval(-1e4, 1e4)):
+                    name = f"{{constraint}} {{dtype}} {{size}}"
+                    store.setdefault(name, inside, constraint=constraint)
+    store.commit()
+"""
+    other = {"OPENBLAS_CORETYPE": "Nehalem", "ATEN_CPU_CAPABILITY": "default"}
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **other}, check=True)
+    with paramstore.open(path, readonly=True) as store:
+        found = store.verify()
+    assert found.ok, found
+    assert found.statistics is not None
+    assert found.statistics > 90
 
 
 def test_values_without_statistics_are_no_problem(path: Path) -> None:
