@@ -6,7 +6,7 @@ the digest that was committed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Final, NamedTuple
 
 from blake3 import blake3
@@ -33,7 +33,7 @@ from paramstore.db.schema import (
     tags,
 )
 from paramstore.db.scope_changes import check_free
-from paramstore.errors import CorruptError
+from paramstore.errors import CorruptError, ExpiredError
 from paramstore.progress import progress
 
 _values: BindParameter[Any] = bindparam("values", expanding=True)
@@ -86,6 +86,7 @@ def copy_scope(source: Database, scope: str, target: Database, new: str) -> Copi
         ScopeError: there is one of the new name.
         InvalidNameError: not the name of a scope.
         CorruptError: something in it is damaged.
+        ExpiredError: another process has freed what was still to be copied.
         ReadOnlyError, StoreBusyError, StorageError: the target could not be written.
     """
     queries.log(source, scope, 1)  # or the error that says which scopes there are
@@ -109,7 +110,11 @@ class _Copy:
         """Whether values are shared instead of copied."""
         self._fetch: Fetch = inside(connection) if within else source.fetch
         self._snapshots: dict[int, int] = {}
-        self._params: dict[int, int] = {}
+        self._scope_id = 0
+        self._own: set[int] = set()
+        """The parameters of the scope, there."""
+        self._params: dict[str, int] = {}
+        """Those of the copy, by name: another process may rename one, or commit a new one."""
         self._versions: dict[int, int] = {}
         self._blobs: dict[int, int] = {}
         self._constraints: dict[int, int] = {}
@@ -119,44 +124,57 @@ class _Copy:
         """Copy everything."""
         old = self._fetch(_SCOPE, {"scope": scope})[0]
         key = {"scope_id": old.id}
-        (scope_id,) = bulk.next_ids(self._connection, scopes, 1)
-        row = (scope_id, new, old.head_version, old.created_at)
+        (self._scope_id,) = bulk.next_ids(self._connection, scopes, 1)
+        row = (self._scope_id, new, old.head_version, old.created_at)
         bulk.insert(self._connection, scopes, [row])
         names = self._fetch(_PARAMS, key)
-        ids = bulk.next_ids(self._connection, params, len(names))
-        self._params = dict(zip((found.id for found in names), ids, strict=True))
-        rows = [(self._params[found.id], scope_id, found.name) for found in names]
-        bulk.insert(self._connection, params, rows)
-        head = self._copy_snapshots(self._fetch(_SNAPSHOTS, key), scope, scope_id, new)
-        self._connection.execute(
-            scopes.update().where(scopes.c.id == scope_id).values(head_version=head)
-        )
-        tagged = [(scope_id, t.name, self._snapshots.get(t.snapshot_id)) for t in
+        self._own = {found.id for found in names}
+        self._add_params([found.name for found in names])
+        head = self._copy_snapshots(self._fetch(_SNAPSHOTS, key), scope, new)
+        here = scopes.update().where(scopes.c.id == self._scope_id)
+        self._connection.execute(here.values(head_version=head))
+        tagged = [(self._scope_id, t.name, self._snapshots.get(t.snapshot_id)) for t in
                   self._fetch(_TAGS, key)]  # fmt: skip
         bulk.insert(self._connection, tags, [row for row in tagged if row[2] is not None])
         return Copied(len(self._snapshots), self._nbytes)
 
-    def _copy_snapshots(self, found: Sequence[Any], scope: str, scope_id: int, new: str) -> int:
+    def _add_params(self, names: Iterable[str]) -> None:
+        added = [name for name in names if name not in self._params]
+        ids = bulk.next_ids(self._connection, params, len(added))
+        rows = [(row_id, self._scope_id, name) for row_id, name in zip(ids, added, strict=True)]
+        bulk.insert(self._connection, params, rows)
+        self._params |= zip(added, ids, strict=True)
+
+    def _copy_snapshots(self, found: Sequence[Any], scope: str, new: str) -> int:
         head = 0
         with progress("copying snapshots", len(found)) as advance:
             for row in found:
-                rows = read_rows(self._fetch, row.id)
                 advance(1)
-                if rows is None:  # expired by another process since they were listed
-                    continue
-                entries = rows.checked()
-                if entries is None:
-                    raise altered(self._fetch, row.id, f"{scope}@{row.version}")
-                self._copy_values(rows, entries)
-                self._append(rows, entries, scope_id, new, row)
-                head = row.version
+                ref = f"{scope}@{row.version}"
+                read = self._read(row.id, ref)
+                if read is not None:
+                    self._add_params(entry.name for entry in read[1])
+                    self._copy_values(*read, row.id, ref)
+                    self._append(*read, new, row)
+                    head = row.version
+                elif row is found[-1]:  # without it the copy would end before its scope does
+                    raise _expired(ref)
         return head
+
+    def _read(self, snapshot_id: int, ref: str) -> tuple[Rows, list[Entry]] | None:
+        """Read a snapshot; None where another process has expired it since it was listed."""
+        for _ in range(2):  # another process may rename or expire between two of the queries
+            rows = read_rows(self._fetch, snapshot_id)
+            if rows is None:
+                return None
+            entries = rows.checked()
+            if entries is not None:
+                return rows, entries
+        raise altered(self._fetch, snapshot_id, ref)
 
     # -- one snapshot --------------------------------------------------------------
 
-    def _append(
-        self, rows: Rows, entries: list[Entry], scope_id: int, new: str, found: Any
-    ) -> None:
+    def _append(self, rows: Rows, entries: list[Entry], new: str, found: Any) -> None:
         (snapshot_id,) = bulk.next_ids(self._connection, snapshots, 1)
         header = Header(*rows.header[: len(Header._fields)])
         header = header._replace(
@@ -165,12 +183,11 @@ class _Copy:
             added_nbytes=0 if self._within else header.added_nbytes,
         )
         digest = rows._replace(header=header).digest(entries)
-        row = (snapshot_id, scope_id, *header[1:], digest, found.origin)
+        row = (snapshot_id, self._scope_id, *header[1:], digest, found.origin)
         bulk.insert(self._connection, snapshots, [row])
         self._snapshots[found.id] = snapshot_id
         held = [
-            (snapshot_id, self._params[e.param_id], self._version(e.param_version_id))
-            for e in entries
+            (snapshot_id, self._params[e.name], self._version(e.param_version_id)) for e in entries
         ]
         of_snapshot: list[tuple[Any, Iterable[tuple[Any, ...]]]] = [
             (metrics, map(tuple, rows.metrics)),
@@ -199,9 +216,17 @@ class _Copy:
 
     # -- values, into another database ---------------------------------------------
 
-    def _copy_values(self, rows: Rows, entries: list[Entry]) -> None:
+    def _copy_values(self, rows: Rows, entries: list[Entry], snapshot_id: int, ref: str) -> None:
         if self._within:
             return
+        try:
+            self._copy_missing(rows, entries)
+        except CorruptError as error:
+            if self._fetch(_EXISTING, {"id": snapshot_id}):
+                raise
+            raise _expired(ref) from error
+
+    def _copy_missing(self, rows: Rows, entries: list[Entry]) -> None:
         new = {e.param_version_id: e for e in entries if e.param_version_id not in self._versions}
         specs = {e.constraint_id: e.spec for e in new.values()}
         unknown = {i: spec for i, spec in specs.items() if i not in self._constraints}
@@ -225,6 +250,7 @@ class _Copy:
             for batch in bulk.batched(sorted(ids), bulk.VARIABLES)
             for row in self._fetch(_BLOBS, {"values": batch})
         ]
+        _check_all_found(stored, ids)
         rows, added = blob_bytes.put(self._connection, stored)
         self._blobs |= {blob.row_id: rows[blob.digest] for blob in stored}
         self._nbytes += sum(added.values())
@@ -248,21 +274,33 @@ class _Copy:
             for batch in bulk.batched(sorted(new), bulk.VARIABLES)
             for row in self._fetch(_VERSIONS, {"values": batch})
         ]
+        _check_all_found(found, new)
         ids = bulk.next_ids(self._connection, param_versions, len(found))
         values = []
         for row_id, row in zip(ids, found, strict=True):
             entry = new[row.id]
-            own = row.param_id in self._params
+            own = row.param_id in self._own
             self._versions[row.id] = row_id
             changed = {
                 "id": row_id,
-                "param_id": self._params[row.param_id if own else entry.param_id],
+                "param_id": self._params[entry.name],
                 "version": row.version if own else version,
                 "blob_id": self._blobs[row.blob_id],
                 "constraint_id": self._constraints[row.constraint_id],
             }
             values.append(tuple((row._asdict() | changed).values()))
         bulk.insert(self._connection, param_versions, values)
+
+
+def _check_all_found(found: Sized, wanted: Sized) -> None:
+    if len(found) < len(wanted):
+        raise CorruptError("what a snapshot holds is missing; nothing was copied")
+
+
+def _expired(ref: str) -> ExpiredError:
+    return ExpiredError(
+        f"another process has expired {ref} while it was copied; nothing was copied, copy again"
+    )
 
 
 class _Stored:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import operator
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from drafts import Line
 
+from paramstore import db
+from paramstore.db import scope_copy
 from paramstore.db.collection import collect
 from paramstore.db.engine import Database
+from paramstore.db.expiry import expire
 from paramstore.db.repository import Repository
 from paramstore.db.scope_changes import children, drop_scope, rename_scope
 from paramstore.db.scope_copy import copy_scope
 from paramstore.db.verification import verify
 from paramstore.errors import (
+    ConflictError,
     CorruptError,
+    ExpiredError,
     InvalidNameError,
     ReadOnlyError,
     ScopeError,
     ScopeNotFoundError,
 )
 from paramstore.refs import parse_ref
+from paramstore.retention import KeepLast, KeepTagged
 from paramstore.testing import invariants
 
 
@@ -82,8 +90,6 @@ def test_a_renamed_scope_has_everything_it_had(
 def test_a_renamed_scope_is_not_found_by_who_trains_in_it(
     database: Database, repository: Repository, line: Line
 ) -> None:
-    from paramstore.errors import ConflictError
-
     fill(line)
     rename_scope(database, "main", "guide")
     with pytest.raises(ConflictError):
@@ -220,9 +226,6 @@ def test_a_copied_fork_keeps_its_parent_only_within_its_database(
 def test_versions_that_were_expired_are_missing_in_the_copy_too(
     database: Database, repository: Repository, line: Line, other: Database, within: bool
 ) -> None:
-    from paramstore.db.expiry import expire
-    from paramstore.retention import KeepTagged
-
     fill(line)
     expire(database, KeepTagged())
     target = database if within else other
@@ -232,6 +235,76 @@ def test_versions_that_were_expired_are_missing_in_the_copy_too(
         (2, None),
     ]
     assert verify(target).ok
+
+
+def between(monkeypatch: pytest.MonkeyPatch, statement: object, then: Callable[[], object]) -> None:
+    """Let another process do something once the copy has asked this for the first time."""
+    original = Database.fetch
+    left = [then]
+
+    def fetch(self: Database, asked: Any, parameters: Any = None) -> list[Any]:
+        found = original(self, asked, parameters)
+        if asked is statement and left:
+            left.pop()()
+        return found
+
+    monkeypatch.setattr(Database, "fetch", fetch)
+
+
+@pytest.mark.parametrize("statement", ["scope_copy._SNAPSHOTS", "scope_copy._VERSIONS"])
+def test_a_copy_is_sound_whatever_another_process_renames_and_adds_meanwhile(
+    file: Database, other: Database, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    line = Line(Repository(file))
+    fill(line)
+
+    def go_on() -> None:
+        Repository(file).rename("main", "b", "z")
+
+    between(monkeypatch, operator.attrgetter(statement)(db), go_on)
+    assert copy_scope(file, "main", other, "copy").snapshots == 3
+    there = Repository(other)
+    assert "z" in there.manifest(there.log("copy")[0]).entries
+    found = verify(other)
+    assert found.ok, found
+
+
+def test_a_name_that_comes_in_before_its_snapshot_is_listed_is_copied(
+    file: Database, other: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Line(Repository(file))
+    fill(line)
+    between(monkeypatch, scope_copy._PARAMS, lambda: line.commit({"late": b"late"}))
+    assert copy_scope(file, "main", other, "copy").snapshots == 4
+    assert [row.version for row in Repository(other).history("copy", "late")] == [4]
+    assert verify(other).ok
+
+
+@pytest.mark.parametrize("statement", ["reading._ENTRIES", "scope_copy._BLOBS", "blobs._CHUNKS"])
+def test_what_is_freed_while_it_is_copied_is_no_damage_and_leaves_nothing_behind(
+    file: Database, other: Database, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    line = Line(Repository(file))
+    fill(line)
+
+    def thin() -> None:
+        expire(file, KeepLast(1))
+        collect(file)
+
+    between(monkeypatch, operator.attrgetter(statement)(db), thin)
+    with pytest.raises(ExpiredError, match="expired main@1 while it was copied; nothing was copie"):
+        copy_scope(file, "main", other, "copy")
+    assert Repository(other).scopes() == []
+
+
+def test_a_copy_whose_scope_goes_meanwhile_is_no_half_copy(
+    file: Database, other: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(Line(Repository(file)))
+    between(monkeypatch, scope_copy._SNAPSHOTS, lambda: drop_scope(file, "main"))
+    with pytest.raises(ExpiredError, match="expired main@3 while it was copied"):
+        copy_scope(file, "main", other, "copy")
+    assert Repository(other).scopes() == []
 
 
 def test_equal_tensors_of_the_target_are_not_stored_again(
