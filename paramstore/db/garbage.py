@@ -30,6 +30,7 @@ from paramstore.db.schema import (
     constraints,
     extra_blobs,
     param_versions,
+    params,
     scopes,
     snapshot_params,
     snapshots,
@@ -94,6 +95,21 @@ _LACKING = (
     select(scopes.c.name, snapshots.c.version)
     .outerjoin_from(snapshots, scopes, scopes.c.id == snapshots.c.scope_id)
     .where(or_(snapshots.c.params != _whole_params, snapshots.c.id.in_(_lost_extras)))
+    .order_by(snapshots.c.id)
+)
+
+# The snapshot that stored such a value first still exists, and does not hold it: then it was made to
+# hold another one, and salvage knows from this very row what it held.
+_DISOWNING = (
+    select(scopes.c.name, snapshots.c.version)
+    .join_from(param_versions, params, params.c.id == param_versions.c.param_id)
+    .join(
+        snapshots,
+        (snapshots.c.scope_id == params.c.scope_id)
+        & (snapshots.c.version == param_versions.c.version),
+    )
+    .join(scopes, scopes.c.id == snapshots.c.scope_id)
+    .where(param_versions.c.id.in_(select(param_versions.c.id).except_(_held)))
     .order_by(snapshots.c.id)
 )
 
@@ -165,8 +181,9 @@ def free_versions(fetch: Fetch) -> int:
 
 
 def lacking(fetch: Fetch) -> list[str]:
-    """Return the snapshots that hold more, or less, than the tables say."""
-    return [f"{row.name}@{row.version}" for row in fetch(_LACKING, {})]
+    """Return the snapshots that hold more, or less, or something else than the tables say."""
+    rows = [row for query in (_LACKING, _DISOWNING) for row in fetch(query, {})]
+    return list(dict.fromkeys(f"{row.name}@{row.version}" for row in rows))
 
 
 def newest_blob(fetch: Fetch) -> int:

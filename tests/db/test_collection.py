@@ -96,6 +96,8 @@ LOST_ROWS = {
     "what snapshots hold": "DELETE FROM snapshot_params",
     "one of them": "DELETE FROM snapshot_params WHERE snapshot_id = 1 AND param_id = 1",
     "which value": "UPDATE snapshot_params SET param_version_id = 99 WHERE param_version_id = 1",
+    "one value for another": "UPDATE snapshot_params SET param_version_id = 3 WHERE "
+    "snapshot_id = 1 AND param_id = 1",
     "a value": "DELETE FROM param_versions WHERE id = 1",
     "which tensor": "UPDATE param_versions SET blob_id = 99 WHERE id = 1",
     "tensors": "DELETE FROM blobs",
