@@ -103,7 +103,8 @@ class KeepEvery(Policy):
 class KeepWithin(Policy):
     """Keeps what is at most so much older than the newest snapshot of the scope.
 
-    A run that stopped long ago keeps its last days, too.
+    A run that stopped long ago keeps its last days, too. What has a later time than the newest,
+    because a clock went back, is kept.
     """
 
     age: timedelta
@@ -121,7 +122,7 @@ class KeepWithin(Policy):
         """Keep what is young enough."""
         if not snapshots:
             return {}
-        newest = max(snapshot.created_at for snapshot in snapshots)
+        newest = snapshots[0].created_at  # not the latest time: a clock may have been wrong once
         return {
             s.version: (f"within {self.age} of the newest",)
             for s in snapshots

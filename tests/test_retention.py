@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -107,6 +108,16 @@ def test_keep_within_counts_from_the_newest_snapshot() -> None:
     assert KeepWithin(timedelta(minutes=2)).keep(found).keys() == {4, 3, 2}
     assert KeepWithin(timedelta(seconds=1)).keep(found).keys() == {4}
     assert KeepWithin(timedelta(days=1)).keep([]) == {}
+
+
+def test_keep_within_forgets_nothing_recent_for_a_clock_that_was_wrong_once() -> None:
+    found = steps(0, 1, 2, 3, 4)  # newest first, a minute apart
+    ahead, behind = timedelta(days=3650), timedelta(days=-3650)
+    wrong = replace(found[2], created_at=found[2].created_at + ahead)
+    policy = KeepWithin(timedelta(minutes=2))
+    assert policy.keep([*found[:2], wrong, *found[3:]]).keys() == {5, 4, 3}
+    wrong = replace(found[0], created_at=found[0].created_at + behind)
+    assert policy.keep([wrong, *found[1:]]).keys() == {5, 4, 3, 2, 1}
 
 
 @pytest.mark.parametrize(
