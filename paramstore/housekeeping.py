@@ -13,6 +13,7 @@ from paramstore.errors import ExpiredError
 from paramstore.retention import Expired, Policy
 from paramstore.session import HasSession, Session
 from paramstore.usage import Collected, Usage
+from paramstore.working_set import WorkingSet
 
 
 def expire(
@@ -92,5 +93,13 @@ def _read_what_may_go(session: Session) -> None:
             versions = {entry.param_version_id for entry in held.values()}
             unread = (ws.stored[name].entry for name in ws.params.unread())
             if any(entry.param_version_id not in versions for entry in unread):
-                with suppress(ExpiredError):  # gone already; whoever touches one is told
-                    ws.params.load()
+                _read_what_is_left(ws)
+
+
+def _read_what_is_left(ws: WorkingSet) -> None:
+    try:
+        ws.params.load()
+    except ExpiredError:  # of one at least, and then none has been read
+        for name in ws.params.unread():
+            with suppress(ExpiredError):  # gone already; whoever touches it is told
+                ws.params[name]

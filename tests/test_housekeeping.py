@@ -126,6 +126,26 @@ def test_gc_reads_first_what_a_filtered_restore_has_left_unread(path: Path) -> N
         assert store.commit().changed == 1
 
 
+def test_gc_reads_first_what_is_left_where_others_have_freed_some_of_it(path: Path) -> None:
+    with paramstore.open(path) as run:
+        for number in range(3):
+            run["x"] = torch.full((20_000,), float(number))
+            run["y"] = torch.full((20_000,), 10.0 + number)
+            run.commit()
+    with paramstore.open(path) as store:
+        store.restore("main@1", include=["x"])
+        store.restore("main@2", include=["y"])
+        database = Database.open(path)
+        expiry.expire(database, KeepLast(2))
+        collection.collect(database)
+        expiry.expire(database, KeepLast(1))
+        database.close()
+        store.gc()  # which would free y of main@2
+        assert store["y"].unique().item() == 11
+        with pytest.raises(ExpiredError, match="'x' had not been read"):
+            store["x"]
+
+
 def test_du_on_a_store_without_a_file_counts_its_pages() -> None:
     with ParamStoreDict() as store:
         store["x"] = torch.zeros(100_000)

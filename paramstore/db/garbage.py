@@ -98,8 +98,8 @@ _LACKING = (
     .order_by(snapshots.c.id)
 )
 
-# The snapshot that stored such a value first still exists, and does not hold it: then it was made to
-# hold another one, and salvage knows from this very row what it held.
+# The snapshot that stored such a value first still exists, and does not hold it: its rows were made
+# to name another one, and salvage knows from this very row what they named.
 _DISOWNING = (
     select(scopes.c.name, snapshots.c.version)
     .join_from(param_versions, params, params.c.id == param_versions.c.param_id)
