@@ -43,6 +43,11 @@ FAULTS = {
     "flips": Fault(
         what="bytes of a file changed", promised=_DAMAGED, where="test_flipped_bytes.py"
     ),
+    "cells": Fault(
+        what="statistics, tags, versions, counts of ids changed",
+        promised="`verify` finds it, or no check can: it is within rounding, or may be meant so",
+        where="test_flipped_cells.py",
+    ),
     "truncations": Fault(what="a file cut off", promised=_DAMAGED, where="test_truncated.py"),
     "strangers": Fault(
         what="another program holds a lock, or is killed with it",

@@ -170,7 +170,7 @@ def test_no_altered_statistic_stays_unnoticed(store: Store, column: str, full: b
             if not is_harmless(column, old, new, *about):
                 assert {p.kind for p in found.problems} in ({"statistics"}, {"file"}), (name, new)
                 assert all(name in p.params for p in found.problems if p.kind == "statistics")
-    count("flips", times)
+    count("cells", times)
 
 
 def is_harmless(column: str, old: Any, new: Any, *about: Any) -> bool:
@@ -221,7 +221,7 @@ def test_an_altered_tag_is_found_unless_somebody_may_have_set_it(store: Store, f
                 assert found.ok == may_be, (column, old, new, found)
                 times += 1
     assert times > 30
-    count("flips", times)
+    count("cells", times)
 
 
 def is_tag(name: Any) -> bool:
@@ -238,7 +238,7 @@ def test_an_altered_version_of_a_value_is_found(store: Store, full: bool) -> Non
             if new is not None:
                 found = store.found("param_versions", "version", row, new)
                 assert {p.kind for p in found.problems} == {"history"}, (row, version, new)
-                count("flips", 1)
+                count("cells", 1)
 
 
 def test_an_altered_counter_of_ids_is_found_unless_it_only_leaves_ids_out(
@@ -253,4 +253,4 @@ def test_an_altered_counter_of_ids_is_found_unless_it_only_leaves_ids_out(
             found = store.found("sqlite_sequence", "seq", row, new)
             assert found.ok == (isinstance(new, int) and new >= seq), (name, seq, new)
             times += 1
-    count("flips", times)
+    count("cells", times)
