@@ -188,11 +188,15 @@ class ConflictError(ParamStoreError):
         """The head version that this store knew; 0 for none."""
         self.found = found
         """The head version in the database."""
+        why = (
+            "another snapshot than the one that this store knew: the scope was made anew"
+            if seen == found
+            else f"this store knew version {seen}: another writer committed in between"
+        )
         super().__init__(
-            f"scope {scope!r} is at version {found}, this store knew version {seen}: another "
-            f"writer committed in between. Nothing was written. Continue in a scope of your own "
-            f"with store.fork(name), append with commit(on_conflict='append'), or take the other "
-            f"writer's state with store.resume()."
+            f"scope {scope!r} is at version {found}, {why}. Nothing was written. Continue in a "
+            f"scope of your own with store.fork(name), append with commit(on_conflict='append'), "
+            f"or take the other writer's state with store.resume()."
         )
 
     def __reduce__(self) -> tuple[object, ...]:

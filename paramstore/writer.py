@@ -115,6 +115,7 @@ class _Snapshotting:
         return Draft(
             scope=ws.scope,
             seen_head=ws.head.version if ws.head else 0,
+            seen_id=ws.head.id if ws.head else None,
             append=request.append,
             parent_id=ws.parent.id if ws.parent else None,
             step=request.step,

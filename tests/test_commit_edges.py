@@ -14,6 +14,8 @@ from torch import nn
 from torch.distributions import constraints
 
 import paramstore
+from paramstore.db.engine import Database
+from paramstore.db.scope_changes import rename_scope
 
 
 class Counter:
@@ -27,6 +29,26 @@ class Counter:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.count = state["count"]
+
+
+def test_a_run_does_not_go_on_in_a_scope_that_others_have_made_anew(tmp_path: Path) -> None:
+    """The numbers of its versions are the same."""
+    with paramstore.open(tmp_path / "run.db") as run:
+        run["x"] = torch.zeros(2)
+        run.commit()
+        database = Database.open(tmp_path / "run.db")
+        rename_scope(database, "main", "first")
+        database.close()
+        with paramstore.open(tmp_path / "run.db") as other:
+            other["y"] = torch.zeros(2)
+            other.commit()
+        with pytest.raises(paramstore.ConflictError, match="the scope was made anew"):
+            run.commit()
+        with pytest.raises(paramstore.ConflictError, match="the scope was made anew"):
+            run.commit(wait=False).result()
+        run.fork("mine")
+        assert run.commit().parent == "first@1"
+        assert [s.version for s in run.log("main")] == [1]
 
 
 def test_leaving_a_scope_stores_a_state_in_which_only_a_number_changed(

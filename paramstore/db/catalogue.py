@@ -41,6 +41,14 @@ from paramstore.snapshot import Snapshot, Statistics
 _numbers = attrgetter("norm", "mean", "std", "min", "max", "nan_count", "inf_count", "value")
 _values: BindParameter[Any] = bindparam("values", expanding=True)
 _SCOPE = select(scopes.c.id, scopes.c.head_version).where(scopes.c.name == bindparam("name"))
+_HEAD = (
+    _SCOPE.add_columns(snapshots.c.id.label("head_id"))
+    .select_from(scopes)
+    .outerjoin(
+        snapshots,
+        (snapshots.c.scope_id == scopes.c.id) & (snapshots.c.version == scopes.c.head_version),
+    )
+)
 # By the rows themselves: the concatenation keeps SQLite from using the index of the names.
 _SAME_SCOPE = select(scopes.c.id, scopes.c.head_version).where(
     scopes.c.name.concat("") == bindparam("name")
@@ -132,9 +140,10 @@ class Catalogue:
 
     def _move_head(self, now: datetime) -> tuple[int, int]:
         draft = self._draft
-        row = self._connection.execute(_SCOPE, {"name": draft.scope}).first()
+        row = self._connection.execute(_HEAD, {"name": draft.scope}).first()
         found = row.head_version if row else 0
-        if found != draft.seen_head and not draft.append:
+        is_other = row is not None and draft.seen_id not in (None, row.head_id)
+        if (found != draft.seen_head or is_other) and not draft.append:
             raise ConflictError(draft.scope, seen=draft.seen_head, found=found)
         version = found + 1
         if row is None:

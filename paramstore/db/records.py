@@ -109,6 +109,8 @@ class Draft:
     """Name of the scope; made when it does not exist."""
     seen_head: int
     """Version of the scope's head that the writer knew; 0 for none."""
+    seen_id: int | None = None
+    """Its row, which a scope that was made anew does not have; None is not compared."""
     append: bool = False
     """Append to whatever the head is now."""
     parent_id: int | None = None

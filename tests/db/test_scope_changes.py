@@ -96,6 +96,18 @@ def test_a_renamed_scope_is_not_found_by_who_trains_in_it(
         line.commit({"b": b"3"})
 
 
+def test_a_scope_that_was_made_anew_is_not_taken_for_the_one_that_was_seen(
+    database: Database, repository: Repository, line: Line
+) -> None:
+    seen = line.commit({"w": "1"})
+    rename_scope(database, "main", "first")
+    Line(repository).commit({"w": "of another run"})  # main@1 again
+    with pytest.raises(ConflictError, match="version 1, another snapshot than the one"):
+        line.commit({"w": "2"}, seen_id=seen.id)
+    assert repository.head_version("main") == 1
+    assert line.commit({"w": "2"}, seen_id=seen.id, append=True).ref == "main@2"
+
+
 def test_a_scope_whose_snapshot_is_damaged_is_not_renamed(file: Database) -> None:
     line = Line(Repository(file))
     fill(line)
