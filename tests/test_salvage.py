@@ -133,6 +133,18 @@ def test_nothing_is_lost_of_a_sound_store(damaged: Path, values: Values) -> None
         assert store.verify().ok
 
 
+def test_what_other_programs_have_in_the_file_is_named_because_it_is_left(damaged: Path) -> None:
+    with closing(sqlite3.connect(damaged)) as connection:
+        connection.execute("CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT)")
+        connection.execute("CREATE VIEW everybody AS SELECT name FROM users")
+    found = paramstore.salvage(damaged, damaged.with_name("salvaged.db"))
+    assert found.notes == (
+        "view 'everybody' is not the store's, and was left",
+        "table 'users' is not the store's, and was left",
+    )
+    assert not found.lost
+
+
 def test_of_a_damaged_tensor_all_others_are_kept(damaged: Path, values: Values) -> None:
     alter(damaged, f"UPDATE chunks SET data = zeroblob(9) WHERE id = "
           f"{blob_of(damaged, 'w', 2)} << 20")  # fmt: skip

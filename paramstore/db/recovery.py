@@ -15,7 +15,8 @@ from sqlalchemy import Boolean, Column, Double, LargeBinary, Table, Text
 
 from paramstore.db import sqlite
 from paramstore.db.engine import Database
-from paramstore.db.schema import CHUNK_BITS, chunks, metadata
+from paramstore.db.schema import CHUNK_BITS, VERSION_TABLE, chunks, metadata
+from paramstore.db.views import create_views
 from paramstore.files import read_start, write_start
 
 _FIRST: Final = 1 << 16  # bytes of the first page
@@ -35,6 +36,10 @@ _TYPES: Final[dict[type[Any], tuple[type, ...]]] = {
     Boolean: (int,),
 }
 _UNREADABLE: Final = (sqlite3.Error, UnicodeDecodeError, OverflowError)
+_OTHERS: Final = (
+    "SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view', 'trigger') "
+    "AND name NOT LIKE 'sqlite~_%' ESCAPE '~' ORDER BY name"
+)
 _Row = tuple[Any, ...]
 
 
@@ -57,6 +62,19 @@ class Recovery:
         self.missing = [name for name in metadata.tables if name not in tables]
         """Tables that cannot be read at all."""
         self._newest = self._newest_ids()
+
+    def others(self) -> list[str]:
+        """Return the tables, views and triggers that no store has, as far as they are known."""
+        ours = {
+            *metadata.tables,
+            VERSION_TABLE,
+            *(view.split()[2] for view in create_views("sqlite")),
+        }
+        try:
+            found = self._connection.execute(_OTHERS).fetchall()
+        except _UNREADABLE:
+            return []
+        return [f"{kind} {name!r}" for kind, name in found if name not in ours]
 
     def close(self) -> None:
         """Let go of the copy."""

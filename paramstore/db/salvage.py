@@ -95,6 +95,7 @@ def salvage(path: str | os.PathLike[str], into: str | os.PathLike[str]) -> Salva
                 raise NotADatabaseError(f"{str(path)!r}: nothing of a store in it can be read")
             notes += _unreadable(recovery)
             mended = mend(database, damaged, suspicious=bool(recovery.unreadable or notes))
+            notes += (f"{other} is not the store's, and was left" for other in recovery.others())
         return Salvaged(
             where=str(source),
             into=str(target),
