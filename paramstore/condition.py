@@ -7,6 +7,8 @@ A small grammar of its own; must never evaluate text as Python, and knows no SQL
     one        = "not" one | "(" condition ")" | term compared term
     term       = number | column
     compared   = "<" | "<=" | ">" | ">=" | "=" | "==" | "!="
+
+Of two columns that are compared, neither is ``nan`` or ``inf``: these count elements.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ COLUMNS: Final[dict[str, Callable[[ParamVersion], float | None]]] = {
     "nbytes": lambda row: row.nbytes,
 }
 """What a condition may speak of. One that is unknown (null) makes its comparison false."""
+COUNTS: Final = ("nan", "inf")
+"""The columns that read like numbers and count elements; they are compared with numbers only."""
 SIGNS: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -170,7 +174,18 @@ class _Parser:
         sign = self._take(*SIGNS)
         if sign is None:
             self.refuse("expected a comparison such as '>'")
-        return Comparison(left, str(sign), self._term())
+        right = self._term()
+        self._check_counts(left, right)
+        return Comparison(left, str(sign), right)
+
+    def _check_counts(self, left: str | float, right: str | float) -> None:
+        """Refuse 'value == nan', which would hold wherever the value and the count are 0."""
+        count = next((term for term in (right, left) if term in COUNTS), None)
+        if count and isinstance(left, str) and isinstance(right, str):
+            raise InvalidInputError(
+                f"{_quoted.repr(self._text)} is not a condition: {count} counts elements: write "
+                f"'{count} > 0'"
+            )
 
     def _term(self) -> str | float:
         kind, text = self.left.pop(0) if self.left else ("", "")

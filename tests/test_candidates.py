@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import paramstore
 from paramstore import ParamStoreDict
-from paramstore.condition import COLUMNS, parse_condition
+from paramstore.condition import COLUMNS, COUNTS, parse_condition
 from paramstore.db.looking import candidates
 
 VALUES = {
@@ -41,10 +41,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ParamStoreDict]:
 
 def conditions(columns: tuple[str, ...]) -> st.SearchStrategy[str]:
     numbers = st.sampled_from(["0", "1", "-1", "0.5", "3", "1e30", "1e999", "-2"])
-    terms = st.sampled_from(columns) | numbers
+    measures = st.sampled_from([column for column in columns if column not in COUNTS]) | numbers
+    counts = st.sampled_from(COUNTS)
     signs = st.sampled_from(["<", "<=", ">", ">=", "=", "!="])
     return st.recursive(
-        st.builds("{} {} {}".format, terms, signs, terms),
+        st.builds("{} {} {}".format, measures, signs, measures)
+        | st.builds("{} {} {}".format, counts, signs, numbers)
+        | st.builds("{} {} {}".format, numbers, signs, counts),
         lambda inner: (
             st.builds("({} and {})".format, inner, inner)
             | st.builds("({} or {})".format, inner, inner)

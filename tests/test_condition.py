@@ -69,6 +69,17 @@ def test_what_is_no_condition_is_refused_with_its_place(text: str) -> None:
         parse_condition(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [("value == nan", "nan"), ("max == inf", "inf"), ("nan = value", "nan"), ("inf < max", "inf"),
+     ("nan != nan", "nan"), ("step > 3 and not (MAX = INF)", "inf")],
+)  # fmt: skip
+def test_counts_of_elements_are_not_taken_for_numbers(text: str, instead: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"{instead} counts elements: write '{instead} > 0"):
+        parse_condition(text)
+    assert parse_condition("0 < nan and inf = 0")(ROW)
+
+
 def test_a_column_that_is_nearly_right_gets_a_suggestion() -> None:
     with pytest.raises(InvalidInputError, match="did you mean 'norm'"):
         parse_condition("nrom > 1")
