@@ -59,6 +59,12 @@ def _check_absent(target: Path) -> None:
                 f"{str(left)!r} is left of another database of that name, and SQLite would write "
                 f"it into the new one; give another name, or move it away first"
             )
+        database = target.with_name(target.name.removesuffix(suffix) or target.name)
+        if database != target and _size(database):
+            raise InvalidInputError(
+                f"{str(target)!r} is where SQLite keeps the journal of {str(database)!r}, and "
+                f"would be deleted; give another name"
+            )
 
 
 def _taken(target: Path) -> InvalidInputError:

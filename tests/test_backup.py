@@ -150,6 +150,14 @@ def test_what_is_left_of_another_database_is_not_played_into_a_copy(
     check(store.backup(tmp_path / "copy.db")).close()
 
 
+def test_a_copy_does_not_get_a_name_that_sqlite_would_take_for_a_journal(
+    store: ParamStoreDict, path: Path
+) -> None:
+    with pytest.raises(InvalidInputError, match=r"keeps the journal of .*run.db'"):
+        store.backup(path.with_name("run.db-wal"))
+    check(store.backup(path.with_name("none.db-wal"))).close()
+
+
 def test_what_another_process_makes_meanwhile_is_not_overwritten(
     store: ParamStoreDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
