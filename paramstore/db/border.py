@@ -64,6 +64,10 @@ _ADVICE: Final[dict[type[ParamStoreError], str]] = {
 
 
 _NO_SUCH: Final = ("no such column: ", "no such table: ")
+_OTHER_SCHEMA: Final = (
+    "another process has migrated the store, which paramstore db current tells; or its schema is "
+    "damaged, then restore the file from a backup"
+)
 
 
 @contextmanager
@@ -91,7 +95,8 @@ def translated(error: BaseException, where: str) -> ParamStoreError:
     """Return the library's error for a foreign one."""
     origin = original(error)
     kind = _kind(origin)
-    return kind(f"{where}: {_first_line(origin)} ({_ADVICE[kind]})")
+    advice = _OTHER_SCHEMA if _is_other_schema(origin) else _ADVICE[kind]
+    return kind(f"{where}: {_first_line(origin)} ({advice})")
 
 
 def original(error: BaseException) -> BaseException:
@@ -110,10 +115,16 @@ def is_busy(error: BaseException) -> bool:
     return error_code(error) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL)
 
 
+def _is_other_schema(error: BaseException) -> bool:
+    # Our statements never change, and the revision has been looked at.
+    found = str(error)
+    lacking = found.startswith(_NO_SUCH) or " has no column named " in found
+    return error_code(error) == sqlite3.SQLITE_ERROR and lacking
+
+
 def _kind(error: BaseException) -> type[ParamStoreError]:
     code = error_code(error)
-    # Our statements never change, and the revision has been looked at: then the schema is damaged.
-    if code == sqlite3.SQLITE_ERROR and str(error).startswith(_NO_SUCH):
+    if _is_other_schema(error):
         return CorruptError
     if code:
         return _BY_CODE.get(code & 0xFF, DatabaseError)

@@ -207,6 +207,18 @@ def test_a_downgrade_copies_the_file_first(old: Path) -> None:
     assert migrate.current(old).found == "0001"
 
 
+def test_who_has_a_store_open_that_is_downgraded_is_not_told_of_damage_alone(old: Path) -> None:
+    migrate.upgrade(old, backup=False)
+    database = Database.open(old)
+    migrate.downgrade(old, "0001", backup=False)
+    with pytest.raises(errors.DatabaseError, match="another process has migrated the store"):
+        Repository(database).latest("main")
+    with pytest.raises(errors.DatabaseError, match="another process has migrated the store"):
+        Line(Repository(database), "new").commit({"w": "1"})
+    database.close()
+    assert migrate.upgrade(old, backup=False).after == REVISION
+
+
 def test_a_view_of_the_user_s_outlives_an_upgrade_and_a_downgrade(old: Path) -> None:
     run(old, "CREATE VIEW mine AS SELECT scope, version FROM v_snapshots")
     migrate.upgrade(old, backup=False)
