@@ -153,10 +153,10 @@ class Autosave:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if kind is None:
+            if error is None:
                 self._save()
             elif self._on_exception and not self._handed_over:
-                self._rescue()
+                self._rescue(error)
         finally:
             self._inside = self._handed_over = False
             self._signals.let_through()  # those that came after the last step
@@ -171,18 +171,23 @@ class Autosave:
         if self._steps:
             self._commit()
 
-    def _rescue(self) -> None:
-        """Commit what an exception left behind; never in place of that exception."""
+    def _rescue(self, error: BaseException) -> None:
+        """Commit what an exception left behind, and note it there; never in its place."""
         try:
             with suppress(ParamStoreError):  # of an earlier commit, which has been logged
                 self._committer.settle()
-            self._commit(INTERRUPTED)
+            left = self._commit(INTERRUPTED).ref
+            error.add_note(
+                f"paramstore: what this left behind is {left}, an interrupted snapshot; resume() "
+                f"continues from the newest that is none, resume(interrupted=True) from {left}"
+            )
         except Exception:
             logger.exception("the state in which the run was interrupted could not be committed")
 
-    def _commit(self, kind: str = "commit") -> None:
-        self._committer.commit(self._request(kind))
+    def _commit(self, kind: str = "commit") -> Snapshot:
+        made = self._committer.commit(self._request(kind))
         self._count_anew()
+        return made
 
     def _request(self, kind: str = "commit") -> Request:
         conflict = self._on_conflict

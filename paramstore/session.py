@@ -485,6 +485,12 @@ class Session:
         ws, repository, scope = self.named(), self.repository, self.scope_name()
         head = repository.head(scope)
         newest = head if interrupted else repository.latest(scope)
+        if head is not None and (newest is None or newest.ref != head.ref):
+            logger.info(
+                "%s is what an exception left; %s; resume(interrupted=True) takes it",
+                head.ref,
+                f"continuing from {newest.ref}" if newest else "there is nothing before it",
+            )
         if head is None or newest is None:
             return None
         self._bring(newest, partial(restore, strict=strict), strict=strict, extra=True)

@@ -239,11 +239,43 @@ def test_what_an_exception_left_behind_is_resumed_where_asked(store: ParamStoreD
     assert float(store["x"].detach()[0]) == -1
 
 
-def test_a_scope_with_nothing_else_says_so(store: ParamStoreDict) -> None:
+def test_the_exception_says_what_was_committed_and_how_to_continue(store: ParamStoreDict) -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        fail_after(store, 3)
+    (note,) = caught.value.__notes__
+    assert "left behind is main@2, an interrupted snapshot" in note
+    assert "resume(interrupted=True) from main@2" in note
+
+
+def test_resuming_says_what_it_passes_over(
+    store: ParamStoreDict, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        fail_after(store, 3)
+    caplog.set_level("INFO", logger="paramstore")
+    caplog.clear()
+    store.resume(interrupted=True)
+    assert caplog.messages == []
+    store.resume()
+    assert caplog.messages == [
+        "main@2 is what an exception left; continuing from main@1; resume(interrupted=True) "
+        "takes it"
+    ]
+    store.commit()
+    caplog.clear()
+    store.resume()
+    assert caplog.messages == []
+
+
+def test_a_scope_with_nothing_else_says_so(
+    store: ParamStoreDict, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(ZeroDivisionError):
         fail_after(store, 1)
     assert store.latest is None
+    caplog.set_level("INFO", logger="paramstore")
     assert store.resume() is None
+    assert "main@1 is what an exception left; there is nothing before it" in caplog.text
     with pytest.raises(SnapshotNotFoundError, match=r"exceptions left behind.*main@1"):
         store.at("main")
 

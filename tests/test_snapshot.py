@@ -88,6 +88,18 @@ def test_a_log_prints_one_line_per_snapshot_and_no_empty_column() -> None:
     ]
 
 
+def test_what_an_exception_left_behind_is_told_apart_wherever_snapshots_are_listed() -> None:
+    left = replace(SECOND, kind="interrupted")
+    log = Log([left, FIRST])
+    head, interrupted, whole = str(log).splitlines()
+    at = slice(head.index("kind"), head.index("changed"))
+    assert (interrupted[at].strip(), whole[at].strip()) == ("interrupted", "")
+    for page in (str(left), left._repr_html_(), log._repr_html_()):
+        assert "interrupted" in page
+    for page in (str(FIRST), FIRST._repr_html_(), str(Log([FIRST]))):
+        assert "kind" not in page
+
+
 def test_a_history_of_one_number_prints_values_and_changes() -> None:
     rows = [scalar(1, "0.5"), scalar(3, "0.75"), scalar(4, '"NaN"')]
     assert str(History(rows)).splitlines() == [

@@ -27,16 +27,16 @@ from paramstore.cli.output import (
     say_table,
 )
 from paramstore.history import Log
-from paramstore.listing import format_bytes, format_number, format_table, printable
+from paramstore.listing import format_table, printable
 from paramstore.refs import Ref
-from paramstore.snapshot import INTERRUPTED, Snapshot
+from paramstore.snapshot import INTERRUPTED, SNAPSHOT_HEAD, Snapshot, snapshot_row
 
 if TYPE_CHECKING:
     from paramstore.db.repository import Repository
 
 PAUSE: Final = 1.0
 """Seconds between two looks of ``--follow``."""
-_HEAD: Final = ("snapshot", "step", "age", "changed", "added", "tags", "metrics", "message")
+_HEAD: Final = tuple("age" if cell == "time" else cell for cell in SNAPSHOT_HEAD)
 _WIDTHS: Final = (12, 8, 8, 9, 10)  # of --follow, whose later rows are not known yet
 
 
@@ -121,16 +121,8 @@ def _style(snapshot: Snapshot) -> dict[str, str] | None:
 
 
 def _row(snapshot: Snapshot) -> list[str]:
-    return [
-        snapshot.ref,
-        "" if snapshot.step is None else str(snapshot.step),
-        age(snapshot.created_at),
-        f"{snapshot.changed}/{snapshot.params}",
-        format_bytes(snapshot.added_nbytes),
-        ", ".join(snapshot.tags),
-        ", ".join(f"{name}={format_number(value)}" for name, value in snapshot.metrics.items()),
-        snapshot.message or "",
-    ]
+    ref, step, _, *rest = snapshot_row(snapshot)
+    return [ref, step, age(snapshot.created_at), *rest]
 
 
 # -- following ---------------------------------------------------------------------
@@ -163,9 +155,9 @@ def _coming(
 
 
 def _followed(snapshot: Snapshot) -> list[str]:
-    ref, step, _, changed, added, tags, metrics, message = _row(snapshot)
-    rest = "  ".join(filter(None, (tags, metrics, message)))
-    return [ref, step, f"{snapshot.created_at:%H:%M:%S}", changed, added, rest]
+    ref, step, _, kind, changed, added, *rest = snapshot_row(snapshot)
+    told = "  ".join(filter(None, (kind, *rest)))
+    return [ref, step, f"{snapshot.created_at:%H:%M:%S}", changed, added, told]
 
 
 def _line(cells: tuple[str, ...] | list[str]) -> str:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,10 @@ def test_follow_prints_new_snapshots_beside_the_run_and_ctrl_c_ends_it(db: Path)
         store["scale"] = store["scale"] + 1
         store.commit(step=41, metrics={"loss": 0.5})
         assert own.stdout.readline().split()[:2] == ["main@5", "41"]
+        with suppress(ZeroDivisionError), store.autosave(every=9) as auto:
+            auto.step(42)
+            raise ZeroDivisionError
+        assert "interrupted" in own.stdout.readline()
         own.send_signal(signal.SIGINT)
         assert own.wait(30) == 130
         assert own.stderr.read() == "\n"  # ends the line that shows ^C

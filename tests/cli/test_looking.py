@@ -16,6 +16,20 @@ def test_the_text_of_log_is_that_of_the_library(run: Run, trained: Path) -> None
     assert run("log").out == wanted + "\n"
 
 
+def test_log_shows_what_an_exception_left_behind(run: Run, db: Path) -> None:
+    assert "kind" not in run("log", "--db", db).out
+    with (
+        paramstore.open(db) as store,
+        pytest.raises(ZeroDivisionError),
+        store.autosave(every=9) as auto,
+    ):
+        auto.step(41)
+        raise ZeroDivisionError
+    for arguments in (["log"], ["log", "--graph"], ["show", "@5"]):
+        told = [line for line in run(*arguments, "--db", db).lines if "interrupted" in line]
+        assert len(told) == 1, arguments
+
+
 def test_log_begins_at_a_reference_and_ends_at_a_limit(run: Run) -> None:
     assert [row["ref"] for row in run("log", "--json").json] == [
         "main@4", "main@3", "main@2", "main@1"
