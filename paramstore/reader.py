@@ -373,7 +373,7 @@ class SnapshotView(Mapping[str, Tensor]):
     def _entry(self, name: str) -> Entry:
         try:
             return self.manifest.entries[name]
-        except KeyError:
+        except (KeyError, TypeError):
             raise ParamNotFoundError(
                 f"{self.snapshot.ref} has no parameter {name!r}"
                 f"{suggest(name, self.manifest.entries)}"

@@ -108,11 +108,12 @@ def check_param_name(name: str, what: str = "parameter") -> str:
     Raises:
         InvalidNameError: not text, empty, or with NUL or a lone surrogate.
     """
+    a = "an" if what.startswith(tuple("aeiou")) else "a"
     if not isinstance(name, str):
-        raise InvalidNameError(f"a {what} name is text, got {type(name).__name__}: {name!r}")
+        raise InvalidNameError(f"{a} {what} name is text, got {type(name).__name__}: {name!r}")
     if not name or "\0" in name or not is_encodable(name):
         raise InvalidNameError(
-            f"{name!r} cannot name a {what}: a name is not empty and has no NUL character "
+            f"{name!r} cannot name {a} {what}: a name is not empty and has no NUL character "
             f"and no lone surrogate"
         )
     return name
@@ -130,8 +131,13 @@ def to_pattern(text: str) -> re.Pattern[str]:
         raise InvalidInputError(f"{text!r} is not a regular expression: {error}") from error
 
 
-def suggest(name: str, existing: Iterable[str]) -> str:
-    """Return `` (did you mean 'a' or 'b'?)`` for an error text; empty where nothing is close."""
+def suggest(name: object, existing: Iterable[str]) -> str:
+    """Return `` (did you mean 'a' or 'b'?)`` for an error text; empty where nothing is close.
+
+    What somebody looked for may be no text, which the error then says.
+    """
+    if not isinstance(name, str):
+        return f" (names are text, this is {type(name).__name__})"
     close = difflib.get_close_matches(name, list(existing), n=3)
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 

@@ -345,7 +345,7 @@ class Session:
 
     def missing(self, name: str) -> ParamNotFoundError:
         """The error for a name that the working set lacks."""
-        if name in self.current.buffers():
+        if isinstance(name, str) and name in self.current.buffers():
             return ParamNotFoundError(f"{name!r} is a buffer; read it from its module, or by at()")
         return ParamNotFoundError(f"no parameter {name!r}{suggest(name, self.current.params)}")
 

@@ -133,7 +133,7 @@ class ParamStoreDict:
         """
         try:
             trained = _held(self._params, name)
-        except KeyError:
+        except (KeyError, TypeError):  # a TypeError for a slice: it has no hash
             raise self._session.missing(name) from None
         if trained is UNREAD:
             trained = self._params[name]

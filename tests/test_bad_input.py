@@ -192,6 +192,18 @@ def test_a_forbidden_parameter_name_is_refused_everywhere(store: ParamStoreDict,
     assert set(store.at(2)) == {"x", "scale"}
 
 
+@pytest.mark.parametrize("name", [3, None, ("x", "scale"), slice(2), torch.zeros(1)], ids=repr)
+def test_looking_for_a_name_that_is_no_text_says_that_names_are_text(
+    store: ParamStoreDict, name: Any
+) -> None:
+    with pytest.raises(paramstore.ParamNotFoundError, match="names are text") as caught:
+        store[name]
+    assert isinstance(caught.value, KeyError)
+    with pytest.raises(paramstore.ParamNotFoundError, match="names are text"):
+        store.at(1)[name]
+
+
+
 FORBIDDEN_NAMES = ["", " a", "a ", "a@b", "a\nb", "a\0b", "\x7f", "a" * 201, "\ud800", "@"]
 
 
