@@ -115,6 +115,13 @@ def format_number(value: float | complex | None, digits: int = 6) -> str:
     return "" if value is None else f"{value:.{digits}g}"
 
 
+def some(words: Iterable[str]) -> str:
+    """List the first five of some words, and how many more there are."""
+    words = list(words)
+    more = f" and {len(words) - 5:,} more" if len(words) > 5 else ""
+    return ", ".join(words[:5]) + more
+
+
 def printable(text: str) -> str:
     """Return the text with everything that a terminal would act on escaped.
 

@@ -28,6 +28,7 @@ from paramstore.errors import (
     RestoreInterruptedError,
 )
 from paramstore.header import check_shape, data_bytes
+from paramstore.listing import some
 from paramstore.modes import outside_modes
 from paramstore.progress import Advance, progress, uncounted
 from paramstore.refs import suggest
@@ -179,7 +180,7 @@ class Reader:
         lost = [entry for entry in entries if entry.blob_id in damaged]
         if snapshot is None and not self._repository.any_exists(lost):
             return ExpiredError(
-                f"{_some(repr(entry.name) for entry in lost)} had not been read yet when another "
+                f"{some(repr(entry.name) for entry in lost)} had not been read yet when another "
                 f"process expired the snapshot and freed it; store.resume() continues the newest "
                 f"one"
             )
@@ -204,8 +205,8 @@ class Reader:
                 affected += self._repository.affected(blob_id)
         affected = list(dict.fromkeys(affected))
         return CorruptError(
-            f"the stored bytes of {what or _some(map(repr, names))} are missing or altered; "
-            f"snapshots that hold them: {_some(affected)}. Nothing has been changed; "
+            f"the stored bytes of {what or some(map(repr, names))} are missing or altered; "
+            f"snapshots that hold them: {some(affected)}. Nothing has been changed; "
             f"restore another snapshot, or leave these out with exclude=[…]",
             params=names,
             snapshots=affected,
@@ -411,18 +412,13 @@ def _digest(chunks: Iterable[bytes]) -> bytes:
 
 def _interrupted(error: CorruptError, touched: list[str]) -> RestoreInterruptedError:
     return RestoreInterruptedError(
-        f"stopped half way: the stored bytes of {_some(map(repr, error.params))} vanished or are "
-        f"not whole; snapshots that hold them: {_some(error.snapshots)}. Overwritten by then, one "
-        f"maybe in part: {_some(map(repr, touched))}; restore another snapshot before you train "
+        f"stopped half way: the stored bytes of {some(map(repr, error.params))} vanished or are "
+        f"not whole; snapshots that hold them: {some(error.snapshots)}. Overwritten by then, one "
+        f"maybe in part: {some(map(repr, touched))}; restore another snapshot before you train "
         f"on or commit",
         params=touched,
         snapshots=error.snapshots,
     )
-
-
-def _some(words: Iterable[str]) -> str:
-    words = list(words)
-    return ", ".join(words[:5]) + (" …" if len(words) > 5 else "")
 
 
 def _is_possible(entry: Entry) -> bool:

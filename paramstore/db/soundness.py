@@ -32,6 +32,7 @@ from paramstore.db.schema import (
     tags,
 )
 from paramstore.errors import CorruptError, InvalidNameError
+from paramstore.listing import some
 from paramstore.refs import check_tag_name
 
 SALVAGE: Final = "paramstore.salvage(path, into) writes what is whole into a new file"
@@ -189,8 +190,8 @@ def _check_snapshot(
     if strangers and database.fetch(_EXISTS, {"id": row.id}):
         yield Problem(
             kind="history",
-            message=f"{some(strangers)} of {ref} stand under names of another scope, so that "
-            f"history() lacks them there",
+            message=f"{some(map(repr, strangers))} of {ref} stand under names of another scope, so "
+            f"that history() lacks them there",
             params=tuple(strangers),
             snapshots=(ref,),
             advice="restore() and at() give the right values",
@@ -281,8 +282,8 @@ def check_constraints(database: Database) -> Iterator[Problem]:
     for row_id, (names, refs) in places(database, param_versions.c.constraint_id, damaged).items():
         yield Problem(
             kind="constraint",
-            message=f"constraint {row_id}, of {some(names) or 'no parameter'}, is altered or lacks"
-            f" a tensor",
+            message=f"constraint {row_id}, of {some(map(repr, names)) or 'no parameter'}, is "
+            f"altered or lacks a tensor",
             params=names,
             snapshots=refs,
             advice=RESTORE,
@@ -345,8 +346,8 @@ def places(
         .where(column.in_(bindparam("values", expanding=True)))
         .order_by(scopes.c.name, snapshots.c.version)  # Python does not order cells of all types
     )
-    for some in batched(found, VARIABLES):
-        for row_id, name, scope, version in database.fetch(statement, {"values": some}):
+    for batch in batched(found, VARIABLES):
+        for row_id, name, scope, version in database.fetch(statement, {"values": batch}):
             found[row_id][0].add(str(name))
             found[row_id][1][f"{scope}@{version}"] = None
     return {row_id: (tuple(sorted(names)), tuple(refs)) for row_id, (names, refs) in found.items()}
@@ -359,9 +360,3 @@ def is_time(text: object) -> bool:
     except ValueError:
         return False
     return True
-
-
-def some(names: Iterable[str]) -> str:
-    """List the first of some names."""
-    words = [repr(name) for name in names]
-    return ", ".join(words[:5]) + (" …" if len(words) > 5 else "")

@@ -35,6 +35,7 @@ from paramstore.db.schema import (
 )
 from paramstore.db.stored import UNREADABLE, Check, StoredBlob
 from paramstore.errors import CorruptError, InvalidInputError, NotADatabaseError
+from paramstore.listing import some
 from paramstore.progress import progress
 from paramstore.snapshot import Statistics
 
@@ -307,7 +308,7 @@ class Verification:
         owners = self._owners()
         for blob_id, verdict in sorted(self._damaged.items()):
             names, refs = owners[blob_id]
-            whose = f"of {soundness.some(names)}" if names else "of an extra or attached state"
+            whose = f"of {some(map(repr, names))}" if names else "of an extra or attached state"
             advice = soundness.RESTORE
             if not refs:
                 whose = "of no snapshot"
@@ -332,8 +333,8 @@ class Verification:
         database, damaged = self.database, sorted(self._damaged)
         found = soundness.places(database, param_versions.c.blob_id, damaged)
         of_constraints: dict[int, list[int]] = {}
-        for some in batched(damaged, VARIABLES):
-            for blob_id, constraint_id in database.fetch(_CONSTRAINTS_OF, {"values": some}):
+        for batch in batched(damaged, VARIABLES):
+            for blob_id, constraint_id in database.fetch(_CONSTRAINTS_OF, {"values": batch}):
                 of_constraints.setdefault(constraint_id, []).append(blob_id)
         column = param_versions.c.constraint_id
         for constraint_id, (names, refs) in soundness.places(
@@ -341,8 +342,8 @@ class Verification:
         ).items():
             for blob_id in of_constraints[constraint_id]:
                 found[blob_id] = _joined(found[blob_id], names, refs)
-        for some in batched(damaged, VARIABLES):
-            for blob_id, scope, version in database.fetch(_SNAPSHOTS_OF, {"values": some}):
+        for batch in batched(damaged, VARIABLES):
+            for blob_id, scope, version in database.fetch(_SNAPSHOTS_OF, {"values": batch}):
                 found[blob_id] = _joined(found[blob_id], (), (f"{scope}@{version}",))
         return found
 
