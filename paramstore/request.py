@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from torch import Tensor
 
@@ -25,7 +25,7 @@ class About(TypedDict, total=False):
     step: int | None
     message: str | None
     metrics: Mapping[str, float] | None
-    tags: Iterable[str]
+    tags: Iterable[str] | None
     extras: Mapping[str, object] | None
     on_conflict: OnConflict
 
@@ -57,7 +57,7 @@ class Request:
         step: int | None,
         message: str | None,
         metrics: Mapping[str, float] | None,
-        tags: Iterable[str],
+        tags: Iterable[str] | None,
         extras: Mapping[str, object] | None,
         on_conflict: str,
         kind: str = "commit",
@@ -69,21 +69,48 @@ class Request:
         """
         if on_conflict not in ("raise", "append"):
             raise InvalidInputError(f"on_conflict is 'raise' or 'append', got {on_conflict!r}")
-        if isinstance(tags, str):
-            raise InvalidInputError(f"tags is a list of names; write tags=[{tags!r}]")
-        metrics, extras = metrics or {}, extras or {}
-        for what, names in (("metric", metrics), ("extra", extras)):
-            for name in names:
-                check_param_name(name, what)
+        metrics, extras = _by_name("metric", metrics), _by_name("extra", extras)
         return cls(
             step=None if step is None else _integer("step", step),
             message=None if message is None else _text("message", message),
             metrics={name: _number(name, value) for name, value in metrics.items()},
-            tags=[check_tag_name(name) for name in tags],
+            tags=[check_tag_name(name) for name in _names("tags", tags)],
             extras=dict(extras),
             append=on_conflict == "append",
             kind=kind,
         )
+
+
+def check_queue(max_pending: int, on_full: OnFull) -> None:
+    """Check what limits the commits with ``wait=False``.
+
+    Raises:
+        InvalidInputError: names the argument and what it should be.
+    """
+    if _integer("max_pending", max_pending) < 1:
+        raise InvalidInputError(f"max_pending is 1 or more, got {max_pending}")
+    if on_full not in ("block", "raise"):
+        raise InvalidInputError(f"on_full is 'block' or 'raise', got {on_full!r}")
+
+
+def _by_name(what: str, values: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise InvalidInputError(
+            f"{what}s is a dictionary by name, such as {what}s={{'loss': 0.3}}, got {values!r}"
+        )
+    for name in values:
+        check_param_name(name, what)
+    return values
+
+
+def _names(what: str, names: Iterable[str] | None) -> Iterable[str]:
+    if isinstance(names, str):
+        raise InvalidInputError(f"{what} is a list of names; write {what}=[{names!r}]")
+    if names is not None and not isinstance(names, Iterable):
+        raise InvalidInputError(f"{what} is a list of names, got {names!r}")
+    return () if names is None else names
 
 
 def _integer(name: str, value: object) -> int:

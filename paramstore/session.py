@@ -38,7 +38,7 @@ from paramstore.lazy import UNREAD
 from paramstore.modes import outside_modes
 from paramstore.reader import MapLocation, Reader
 from paramstore.refs import check_param_name, check_scope_name, parse_ref, suggest
-from paramstore.request import OnFull, Request
+from paramstore.request import OnFull, Request, check_queue
 from paramstore.restore import Names, begin, continue_from, restore
 from paramstore.scope import Scopes
 from paramstore.snapshot import Snapshot
@@ -391,11 +391,7 @@ class Session:
         self, request: Request, *, max_pending: int = 2, on_full: OnFull = "block"
     ) -> PendingCommit:
         """Copy the current working set, and write the snapshot in the background."""
-        if max_pending < 1 or on_full not in ("block", "raise"):
-            raise InvalidInputError(
-                f"max_pending is 1 or more and on_full is 'block' or 'raise', got {max_pending!r} "
-                f"and {on_full!r}"
-            )
+        check_queue(max_pending, on_full)
         ws, background = self.named(), self.background
         self.writable()
         background.raise_error()

@@ -321,7 +321,7 @@ class ParamStoreDict:
         step: int | None = None,
         message: str | None = None,
         metrics: Mapping[str, float] | None = None,
-        tags: Iterable[str] = (),
+        tags: Iterable[str] | None = None,
         extras: Mapping[str, object] | None = None,
         on_conflict: OnConflict = "raise",
         wait: bool = True,

@@ -203,7 +203,6 @@ def test_looking_for_a_name_that_is_no_text_says_that_names_are_text(
         store.at(1)[name]
 
 
-
 FORBIDDEN_NAMES = ["", " a", "a ", "a@b", "a\nb", "a\0b", "\x7f", "a" * 201, "\ud800", "@"]
 
 
@@ -263,6 +262,44 @@ def test_a_step_that_is_no_step_is_refused(store: ParamStoreDict, step: Any) -> 
     with pytest.raises(paramstore.InvalidInputError, match="step"):
         store.commit(step=step)
     assert len(store.log()) == 2
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("tags", "warm"),
+        ("tags", 3),
+        ("tags", True),
+        ("metrics", 0.3),
+        ("metrics", [("loss", 0.3)]),
+        ("metrics", "loss"),
+        ("metrics", 0),
+        ("extras", "notes"),
+        ("extras", ["notes"]),
+        ("extras", torch.zeros(2)),
+        ("message", 3),
+        ("max_pending", "2"),
+        ("max_pending", 0),
+        ("max_pending", 1.5),
+        ("on_full", "wait"),
+        ("on_conflict", "ours"),
+    ],
+)
+def test_an_argument_of_commit_of_another_type_is_refused_by_its_name(
+    store: ParamStoreDict, argument: str, value: Any
+) -> None:
+    with pytest.raises(paramstore.InvalidInputError, match=f"^{argument} is "):
+        store.commit(wait=False, **{argument: value})
+    store.flush()
+    assert len(store.log()) == 2
+
+
+def test_none_stands_for_nothing_said_in_every_argument_about_a_snapshot(
+    store: ParamStoreDict,
+) -> None:
+    last = store.commit(step=None, message=None, metrics=None, tags=None, extras=None)
+    assert (last.step, last.message, dict(last.metrics), last.tags) == (None, None, {}, ())
+    assert dict(last.extras) == {}
 
 
 # -- values --------------------------------------------------------------------------------------
