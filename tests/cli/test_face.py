@@ -121,6 +121,19 @@ def test_verbs_that_read_tensors_run_as_processes(db: Path) -> None:
     assert process("verify", "--statistics", db=db).out
 
 
+@pytest.mark.parametrize("module", ["paramstore", "paramstore.cli"])
+def test_the_command_runs_as_a_module(module: str, trained: Path) -> None:
+    command = [sys.executable, "-m", module]
+    listed = subprocess.run(
+        [*command, "log", "--db", trained], capture_output=True, text=True, check=False
+    )
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert listed.stdout == process("log", db=trained).out
+    refused = subprocess.run([*command, "lgo"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("paramstore: there is no verb 'lgo' (did you mean 'log'?)")
+
+
 def test_help_lists_every_verb_and_every_verb_has_help_that_ends_with_examples(run: Run) -> None:
     listed = run("--help").out
     for verb, (_, what) in VERBS.items():
