@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from paramstore.errors import (
+    InvalidInputError,
     MismatchError,
     ParamNotFoundError,
     UnknownConstraintError,
@@ -94,6 +95,8 @@ def restore(
     """Bring the parameters and buffers of a working set to a snapshot.
 
     Raises:
+        InvalidInputError: a filter that is neither names nor patterns.
+        ParamNotFoundError: nothing matches one of ``include``.
         MismatchError: a tensor of a bound module cannot take what is stored for it, or, when
             ``strict``, the snapshot lacks it.
         CorruptError: stored bytes are missing or altered; nothing has been changed.
@@ -165,7 +168,7 @@ def _tie(holders: dict[int, Entry], entry: Entry, tensor: Tensor) -> str | None:
 
 
 def _filter(include: Names, exclude: Names, names: Iterable[str]) -> Callable[[str], bool]:
-    included, excluded = _patterns(include), _patterns(exclude)
+    included, excluded = _patterns("include", include), _patterns("exclude", exclude)
     names = list(names)
     for pattern in included or ():
         if not any(_matches(name, pattern) for name in names):
@@ -181,8 +184,16 @@ def _filter(include: Names, exclude: Names, names: Iterable[str]) -> Callable[[s
     return wanted
 
 
-def _patterns(names: Names) -> list[str] | None:
-    return [names] if isinstance(names, str) else None if names is None else list(names)
+def _patterns(what: str, names: Names) -> list[str] | None:
+    if names is None:
+        return None
+    patterns = [names] if isinstance(names, str) or not isinstance(names, Iterable) else [*names]
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise InvalidInputError(
+                f"{what} is names or shell patterns such as 'net$$$*', got {pattern!r}"
+            )
+    return patterns
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -412,6 +412,31 @@ def test_a_stored_constraint_on_a_modules_parameter_is_refused(path: Path) -> No
         assert torch.equal(net.weight, before)
 
 
+@pytest.mark.parametrize("argument", ["include", "exclude"])
+@pytest.mark.parametrize("value", [3, [3], ["x", None], b"x", torch.zeros(2)], ids=repr)
+def test_a_filter_that_is_no_text_is_refused_by_its_name(
+    store: ParamStoreDict, argument: str, value: Any
+) -> None:
+    with pytest.raises(paramstore.InvalidInputError, match=f"^{argument} is names or"):
+        store.restore(1, **{argument: value})
+    assert store["x"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_single_text_is_one_pattern_and_not_its_letters(store: ParamStoreDict) -> None:
+    net = store.module("net", nn.Linear(2, 2))
+    net.weight.data.fill_(2.0)
+    store.commit()
+    net.weight.data.fill_(3.0)
+    store["x"] = torch.full((3,), 3.0)
+    store.restore(3, include="net$$$*")
+    assert net.weight.tolist() == [[2.0, 2.0], [2.0, 2.0]]
+    assert store["x"].tolist() == [3.0, 3.0, 3.0]
+    store.restore(1, include="x")
+    assert store["x"].tolist() == [0.0, 0.0, 0.0]
+    with pytest.raises(paramstore.ParamNotFoundError, match=r"'nett\$\$\$\*'"):
+        store.restore(3, include="nett$$$*")
+
+
 # -- references ----------------------------------------------------------------------------------
 
 
