@@ -51,10 +51,8 @@ def tag(connection: Connection, snapshot: Snapshot, name: str, *, move: bool) ->
     """
     check_tag_name(name)
     scope_id = _scope_id(connection, snapshot.scope)
-    if (
-        connection.execute(select(snapshots.c.id).where(snapshots.c.id == snapshot.id)).first()
-        is None
-    ):
+    here = (snapshots.c.id == snapshot.id) & (snapshots.c.scope_id == scope_id)
+    if connection.execute(select(snapshots.c.id).where(here)).first() is None:
         raise SnapshotNotFoundError(f"{snapshot.ref} is gone: it has been expired")
     at = connection.execute(_TAGGED, {"scope_id": scope_id, "name": name}).first()
     if at is not None and at.id != snapshot.id and not move:

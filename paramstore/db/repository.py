@@ -34,6 +34,7 @@ __all__ = [
 
 _MANIFESTS_KEPT: Final = 2  # a diff looks at two
 
+_DIGEST = select(snapshots.c.digest).where(snapshots.c.id == bindparam("id"))
 _EXISTS = select(snapshots.c.id).where(snapshots.c.id == bindparam("id"))
 _VERSIONS = select(param_versions.c.id).where(
     param_versions.c.id.in_(bindparam("values", expanding=True))
@@ -214,11 +215,17 @@ class Repository:
             CorruptError: its rows are not those that were committed.
         """
         found = self._checked.get(snapshot.id)
-        if found is None or reading.facts(found.snapshot) != reading.facts(snapshot):
+        if found is None or not self._is_still(found, snapshot):
             found = reading.manifest(self.database, snapshot)
             latest = list(self._checked.items())[1 - _MANIFESTS_KEPT :]
             self._checked = {**dict(latest), snapshot.id: found}
         return found
+
+    def _is_still(self, found: Manifest, snapshot: Snapshot) -> bool:
+        """Whether nobody has renamed the scope or a parameter since a manifest was read."""
+        rows = self.database.fetch(_DIGEST, {"id": snapshot.id})
+        same = [bytes(row.digest) for row in rows] == [found.digest]
+        return same and reading.facts(found.snapshot) == reading.facts(snapshot)
 
     def read_blobs(
         self, ids: Iterable[int] | Mapping[int, int]

@@ -25,7 +25,7 @@ from paramstore.db.schema import (
     snapshots,
     tags,
 )
-from paramstore.errors import ScopeError
+from paramstore.errors import ScopeError, ScopeNotFoundError
 from paramstore.progress import progress
 from paramstore.refs import check_scope_name
 
@@ -98,7 +98,7 @@ def rename_scope(database: Database, old: str, new: str) -> int:
     """
     queries.log(database, old, 1)  # or the error that says which scopes there are
     with database.write() as connection:
-        scope_id = connection.execute(_SCOPE_ID, {"scope": old}).scalar_one()
+        scope_id = _scope_id(connection, database, old)
         check_free(connection, database, new)
         found = connection.execute(_SNAPSHOTS, {"scope_id": scope_id}).all()
         with progress("renaming snapshots", len(found)) as advance:
@@ -124,7 +124,7 @@ def drop_scope(database: Database, scope: str) -> int:
     """
     queries.log(database, scope, 1)
     with database.write() as connection:
-        key = {"scope_id": connection.execute(_SCOPE_ID, {"scope": scope}).scalar_one()}
+        key = {"scope_id": _scope_id(connection, database, scope)}
         count = len(connection.execute(_SNAPSHOTS, key).all())
         for row in connection.execute(_CHILDREN, key).all():
             _rewrite(connection, row.id, f"{row.name}@{row.version}", parent_id=None)
@@ -152,6 +152,21 @@ def check_free(connection: Connection, database: Database, scope: str) -> None:
     """
     if connection.execute(_SCOPE_ID, {"scope": check_scope_name(scope)}).first() is not None:
         raise ScopeError(f"{database.name} has a scope {scope!r} already; choose another name")
+
+
+def _scope_id(connection: Connection, database: Database, scope: str) -> int:
+    row = connection.execute(_SCOPE_ID, {"scope": scope}).first()
+    if row is None:
+        raise gone(database, scope)
+    return int(row.id)
+
+
+def gone(database: Database, scope: str) -> ScopeNotFoundError:
+    """Return the error for a scope that was there a moment ago."""
+    return ScopeNotFoundError(
+        f"{database.name} has no scope {scope!r} any more: another process has renamed or dropped "
+        f"it just now"
+    )
 
 
 def _rewrite(connection: Connection, snapshot_id: int, ref: str, **changes: Any) -> None:

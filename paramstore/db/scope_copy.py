@@ -32,7 +32,7 @@ from paramstore.db.schema import (
     snapshots,
     tags,
 )
-from paramstore.db.scope_changes import check_free
+from paramstore.db.scope_changes import check_free, gone
 from paramstore.errors import CorruptError, ExpiredError
 from paramstore.progress import progress
 
@@ -122,7 +122,10 @@ class _Copy:
 
     def run(self, scope: str, new: str) -> Copied:
         """Copy everything."""
-        old = self._fetch(_SCOPE, {"scope": scope})[0]
+        rows = self._fetch(_SCOPE, {"scope": scope})
+        if not rows:
+            raise gone(self._source, scope)
+        (old,) = rows
         key = {"scope_id": old.id}
         (self._scope_id,) = bulk.next_ids(self._connection, scopes, 1)
         row = (self._scope_id, new, old.head_version, old.created_at)

@@ -154,6 +154,15 @@ def test_a_renamed_parameter_keeps_its_history(history: Line) -> None:
     repository.rename("main", "b", "b")
 
 
+def test_a_snapshot_that_was_read_before_has_the_names_that_others_gave_it(
+    database: Database, repository: Repository, line: Line
+) -> None:
+    made = line.commit({"a": "1"})
+    assert list(repository.manifest(made).entries) == ["a"]
+    Repository(database).rename("main", "a", "z")
+    assert list(repository.manifest(made).entries) == ["z"]
+
+
 def test_a_name_that_no_snapshot_has_any_more_can_be_taken(file: Database) -> None:
     line = Line(Repository(file))
     first = line.commit({"old": "1", "w": "1"})

@@ -12,7 +12,7 @@ import pytest
 from drafts import Line
 
 from paramstore import db
-from paramstore.db import scope_copy
+from paramstore.db import queries, scope_copy
 from paramstore.db.collection import collect
 from paramstore.db.engine import Database
 from paramstore.db.expiry import expire
@@ -28,6 +28,7 @@ from paramstore.errors import (
     ReadOnlyError,
     ScopeError,
     ScopeNotFoundError,
+    SnapshotNotFoundError,
 )
 from paramstore.refs import parse_ref
 from paramstore.retention import KeepLast, KeepTagged
@@ -96,6 +97,22 @@ def test_a_renamed_scope_is_not_found_by_who_trains_in_it(
         line.commit({"b": b"3"})
 
 
+@pytest.mark.parametrize("change", ["rename", "drop", "copy"])
+def test_of_two_who_rename_a_scope_at_once_the_second_is_told(
+    file: Database, other: Database, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    Line(Repository(file)).commit({"w": "1"})
+    between(monkeypatch, queries._METRICS_AND_TAGS, lambda: rename_scope(file, "main", "taken"))
+    changes: dict[str, Callable[[], object]] = {
+        "rename": lambda: rename_scope(file, "main", "mine"),
+        "drop": lambda: drop_scope(file, "main"),
+        "copy": lambda: copy_scope(file, "main", other, "mine"),
+    }
+    with pytest.raises(ScopeNotFoundError, match="no scope 'main' any more"):
+        changes[change]()
+    assert [scope.name for scope in Repository(file).scopes()] == ["taken"]
+
+
 def test_a_scope_that_was_made_anew_is_not_taken_for_the_one_that_was_seen(
     database: Database, repository: Repository, line: Line
 ) -> None:
@@ -106,6 +123,17 @@ def test_a_scope_that_was_made_anew_is_not_taken_for_the_one_that_was_seen(
         line.commit({"w": "2"}, seen_id=seen.id)
     assert repository.head_version("main") == 1
     assert line.commit({"w": "2"}, seen_id=seen.id, append=True).ref == "main@2"
+
+
+def test_a_snapshot_of_a_scope_that_was_made_anew_gets_no_tag_that_leads_nowhere(
+    database: Database, repository: Repository, line: Line
+) -> None:
+    seen = line.commit({"w": "1"})
+    rename_scope(database, "main", "first")
+    Line(repository).commit({"w": "of another run"})
+    with pytest.raises(SnapshotNotFoundError, match="main@1 is gone"):
+        repository.tag(seen, "warm")
+    assert verify(database).ok
 
 
 def test_a_scope_whose_snapshot_is_damaged_is_not_renamed(file: Database) -> None:
