@@ -99,6 +99,7 @@ def _remedy(error: Exception) -> str:
         "schema-too-old": "paramstore db upgrade",
         "schema-too-new": "upgrade paramstore",
         "foreign-database": "give another path",
+        "not-found": "give another path, or take the last backup",
     }.get(kind, "paramstore salvage FILE INTO saves what is whole; or take the last backup")
 
 

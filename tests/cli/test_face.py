@@ -200,6 +200,48 @@ def test_an_error_is_one_line_with_the_next_step(
     assert ran.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["log", "my run.db"], 1, "paramstore.db'; did you mean --db 'my run.db'?\n"),
+        (["gc", "run.db"], 2, "extra argument (run.db); did you mean --db run.db? See: param"),
+        (["log", "run.db", "--db", "run.db"], 1, "no scope 'run.db'"),
+        (["drop", "run.db", "--db", "my run.db"], 1, "no scope 'run.db'"),
+        (["best", "run.db", "--db", "my run.db"], 1, "'run.db'"),
+        (["history", "run.db", "--db", "my run.db"], 1, "'run.db'"),
+        (["log", "nowhere.db"], 1, "paramstore.db'; name another with --db FILE"),
+        (["log", "nowhere", "--db", "run.db"], 1, "no scope 'nowhere'"),
+        (["gc", "nowhere"], 2, "extra argument (nowhere). See: paramstore gc --help"),
+        (["import", "run.db"], 1, "a store is named with --db FILE\n"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_store_given_as_an_argument_is_recognised(
+    run: Run,
+    db: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.delenv("PARAMSTORE_URL")
+    monkeypatch.chdir(db.parent)
+    shutil.copy(db, "run.db")
+    db.rename("my run.db")
+    told = run(*arguments, code=code).err
+    assert said in told
+    assert ("did you mean --db " in told) is ("run.db" in arguments[1] and arguments[0] != "import")
+    assert told.count("\n") == 1
+
+
+def test_an_empty_file_is_no_store_and_the_next_step_is_said(run: Run, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.db"
+    empty.touch()
+    told = run("log", "--db", empty, code=1).err
+    assert told.endswith("there is no store in it; name another with --db FILE or PARAMSTORE_URL\n")
+    assert "give another path, or take the last backup" in run("doctor", "--db", empty, code=1).out
+
+
 def test_what_a_shell_is_told_otherwise_is_what_the_library_says() -> None:
     library = Path(paramstore.__file__).parent
     files = [file for file in library.rglob("*.py") if library / "cli" not in file.parents]
