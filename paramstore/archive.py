@@ -43,7 +43,7 @@ from paramstore.errors import (
     StorageError,
     UnsupportedFileError,
 )
-from paramstore.files import sync_folder
+from paramstore.files import path_text, sync_folder
 from paramstore.header import DTYPES, check_shape, layout
 from paramstore.modes import outside_modes
 from paramstore.reader import MapLocation, place
@@ -86,10 +86,10 @@ def save_file(path: str | os.PathLike[str], items: Iterable[Item]) -> None:
         UnsupportedFileError: the file is an SQLite database, a store perhaps.
         StorageError: the file cannot be written, or is a directory, a pipe or a device.
     """
-    _check_file(path)
+    path = _checked_file(path)
     if _is_database(path):
         raise UnsupportedFileError(
-            f"{os.fspath(path)!r} is an SQLite database and is not overwritten; save to another "
+            f"{path!r} is an SQLite database and is not overwritten; save to another "
             f"file, or commit() into a store"
         )
     plan = _Plan()
@@ -101,7 +101,7 @@ def save_file(path: str | os.PathLike[str], items: Iterable[Item]) -> None:
             file.write(encode(tensor, name=name).data)
 
 
-def _is_database(path: str | os.PathLike[str]) -> bool:
+def _is_database(path: str) -> bool:
     if is_open_here(path):
         return True
     try:
@@ -168,11 +168,11 @@ def _dumps(value: object) -> str:
 
 
 @contextmanager
-def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def _replacing(path: str) -> Iterator[BinaryIO]:
     """Open a file that takes the place of ``path`` when the block ends without an exception."""
     target = Path(os.path.realpath(path))  # a link stays one
     draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
-    with _storage_errors(f"cannot write {os.fspath(path)!r}"):
+    with _storage_errors(f"cannot write {path!r}"):
         try:
             with draft.open("xb") as file:
                 yield file
@@ -185,7 +185,8 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         sync_folder(target.parent)
 
 
-def _check_file(path: str | os.PathLike[str]) -> None:
+def _checked_file(where: str | os.PathLike[str]) -> str:
+    path = path_text(where)
     try:
         encoded = os.fsencode(path)
     except UnicodeEncodeError as error:
@@ -193,10 +194,11 @@ def _check_file(path: str | os.PathLike[str]) -> None:
     if b"\0" in encoded:
         raise InvalidInputError(f"{path!r} cannot be the name of a file: it holds NUL")
     # A pipe would block for ever, and a device would be replaced by a file.
-    with _storage_errors(f"cannot look at {os.fspath(path)!r}"):
+    with _storage_errors(f"cannot look at {path!r}"):
         odd = Path(path).exists() and not Path(path).is_file()
     if odd:
-        raise StorageError(f"{os.fspath(path)!r} is no file but a directory, a pipe or a device")
+        raise StorageError(f"{path!r} is no file but a directory, a pipe or a device")
+    return path
 
 
 @contextmanager
@@ -237,8 +239,7 @@ def load_file(path: str | os.PathLike[str], map_location: MapLocation = None) ->
         UnknownConstraintError: a constraint that is not registered here.
         StorageError: it does not exist, cannot be read, or is a directory, a pipe or a device.
     """
-    _check_file(path)
-    return outside_modes(_load, os.fspath(path), map_location)
+    return outside_modes(_load, _checked_file(path), map_location)
 
 
 def _load(path: str, map_location: MapLocation) -> list[Item]:

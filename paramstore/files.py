@@ -19,6 +19,18 @@ BLOCK: Final = 1 << 16
 """Bytes read at a time of a file whose disk may refuse some."""
 
 
+def path_text(path: object) -> str:
+    """Return a path as text, with the ``~`` at its beginning spelt out.
+
+    Raises:
+        InvalidInputError: it is no path.
+    """
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise InvalidInputError(f"{path!r} is no path; give text or a pathlib.Path")
+    return os.path.expanduser(text)  # noqa: PTH111  # of an unknown user, Path's raises
+
+
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
     """Yield the path of a draft, which gets the name ``target`` when the block ends well.

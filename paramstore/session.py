@@ -343,7 +343,7 @@ class Session:
         self.settle()  # a buffer that only the old module had is carried on as it is stored
         binding.bind(self.current, self.reader, name, module, strict=strict)
 
-    def missing(self, name: str) -> ParamNotFoundError:
+    def missing(self, name: object) -> ParamNotFoundError:
         """The error for a name that the working set lacks."""
         if isinstance(name, str) and name in self.current.buffers():
             return ParamNotFoundError(f"{name!r} is a buffer; read it from its module, or by at()")

@@ -119,6 +119,60 @@ def test_a_url_of_an_unknown_kind_is_refused(url: str) -> None:
         paramstore.open(url)
 
 
+NO_PATHS = [3, 1.5, b"run.db", ["run.db"], object, "", "run\0.db"]
+
+
+@pytest.mark.parametrize("where", NO_PATHS, ids=repr)
+def test_what_is_no_path_is_refused_in_words(store: ParamStoreDict, where: Any) -> None:
+    for call in (
+        paramstore.open,
+        ParamStoreDict,
+        store.backup,
+        lambda path: paramstore.salvage(path, "new.db"),
+        lambda path: paramstore.salvage("old.db", path),
+    ):
+        with pytest.raises(paramstore.InvalidInputError, match="path"):
+            call(where)
+
+
+@pytest.mark.parametrize("where", NO_PATHS[:5], ids=repr)
+def test_what_is_no_path_of_a_parameter_file_is_refused_in_words(
+    store: ParamStoreDict, where: Any
+) -> None:
+    for call in (store.save, store.load):
+        with pytest.raises(paramstore.InvalidInputError, match="is no path"):
+            call(where)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with paramstore.open("~/run.db") as store:
+        store["x"] = torch.ones(1)
+        store.commit()
+        store.save(Path("~", "x.safetensors"))
+        store.load("~/x.safetensors")
+        assert store.backup("~/copy.db") == Path(tmp_path.resolve(), "copy.db")
+    monkeypatch.setenv("PARAMSTORE_URL", "sqlite:///~/run.db")
+    with paramstore.open(readonly=True) as store:
+        assert store["x"].item() == 1.0
+    found = {file.name for file in tmp_path.iterdir()}
+    assert found == {"copy.db", "run.db", "run.db-journal", "x.safetensors"}
+
+
+@pytest.mark.parametrize("timeout", ["60", -1, -0.5, float("nan"), None], ids=repr)
+def test_a_timeout_that_is_no_time_is_refused(path: Path, timeout: Any) -> None:
+    with pytest.raises(paramstore.InvalidInputError, match="timeout is in seconds"):
+        paramstore.open(path, timeout=timeout)
+    assert not path.exists()
+
+
+def test_a_journal_that_does_not_exist_is_refused_before_there_is_a_file(path: Path) -> None:
+    with pytest.raises(paramstore.InvalidInputError, match="journal is 'wal'"):
+        paramstore.open(path, journal="WAL")  # type: ignore[arg-type]
+    assert not path.exists()
+
+
 # -- names ---------------------------------------------------------------------------------------
 
 ODD_NAMES = [

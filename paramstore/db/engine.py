@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from numbers import Real
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
 from weakref import WeakSet
@@ -111,9 +112,10 @@ class Database:
             SchemaError: it holds triggers, or tables or views that are not as they were made.
             StorageError: a directory, a pipe or a device, or not permitted.
             StoreBusyError: locked for the whole timeout.
-            InvalidInputError: not a path, or a URL of another kind.
+            InvalidInputError: not a path, or a URL of another kind; no time, or no journal.
         """
         _check_version()
+        _check_options(timeout, journal)
         path = sqlite.locate(where)
         if path is None:
             return cls.memory(timeout=timeout)
@@ -189,8 +191,6 @@ class Database:
         return connection
 
     def _set_journal(self, journal: sqlite.Journal) -> None:
-        if journal not in get_args(sqlite.Journal):
-            raise InvalidInputError(f"journal is 'wal', 'truncate' or None, got {journal!r}")
         self._close_readers()  # SQLite changes it for the only connection to a file
         self.outside_transaction(lambda c: sqlite.set_pragmas(c, ("journal_mode", journal)))
 
@@ -422,6 +422,13 @@ def _driver(connection: Connection) -> sqlite3.Connection:
     driver = connection.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)
     return driver
+
+
+def _check_options(timeout: object, journal: object) -> None:
+    if not isinstance(timeout, Real) or not float(timeout) >= 0:  # "not": NaN is no time, either
+        raise InvalidInputError(f"timeout is in seconds, 0 or more, got {timeout!r}")
+    if journal not in (None, *get_args(sqlite.Journal)):
+        raise InvalidInputError(f"journal is 'wal', 'truncate' or None, got {journal!r}")
 
 
 def _check_version() -> None:

@@ -19,6 +19,7 @@ from paramstore.db.border import error_code
 from paramstore.db.place import Place
 from paramstore.db.writeback import Writeback
 from paramstore.errors import InvalidInputError, StorageError, UsageError
+from paramstore.files import path_text
 
 Mode = Literal["ro", "rw", "rwc"]
 Journal = Literal["truncate", "wal"]
@@ -98,16 +99,17 @@ def locate(where: str | os.PathLike[str]) -> Path | None:
     """Return the absolute path of a database file; None for a database in memory.
 
     Args:
-        where: a path, ``:memory:``, or SQLAlchemy's URL of an SQLite database.
+        where: a path, ``~`` for the home folder included, ``:memory:``, or SQLAlchemy's URL of an
+            SQLite database.
 
     Raises:
         InvalidInputError: another kind of URL, or no path at all.
     """
-    text: object = os.fspath(where)
-    if not isinstance(text, str) or not text or "\0" in text:
+    text = path_text(where)
+    if not text or "\0" in text:
         raise InvalidInputError(f"{text!r} is not the path of a database")
     if "://" in text:
-        text = _path_of_url(text)
+        text = path_text(_path_of_url(text))
     try:
         return None if text == ":memory:" else Path(os.path.realpath(text))
     except UnicodeEncodeError as error:  # a lone surrogate that stands for no byte
