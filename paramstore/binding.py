@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from paramstore.constraints import is_identity
-from paramstore.errors import InvalidInputError, InvalidNameError, MismatchError
+from paramstore.errors import (
+    InvalidInputError,
+    InvalidNameError,
+    MismatchError,
+    UnsupportedTensorError,
+)
 from paramstore.fitting import (
     holders_in,
     misfit,
@@ -23,6 +28,7 @@ from paramstore.fitting import (
 from paramstore.modules import Owned, check_bindable, parameters_of
 from paramstore.names import param_with_module_name
 from paramstore.refs import check_param_name
+from paramstore.tensors import unstorable
 from paramstore.working_set import BUFFER, WorkingSet, logger, persistent_buffers
 
 if TYPE_CHECKING:
@@ -72,6 +78,7 @@ def bind(
         InvalidNameError: a name with ``$$$`` in it.
         InvalidInputError: not a module.
         UsageError: one that somebody else keeps in step with a store.
+        UnsupportedTensorError: a tensor in it could never be stored; nothing has been changed.
         MismatchError: a shape, dtype or constraint differs from what the store holds, or, when
             ``strict``, one has a name that the other lacks. Nothing has been changed.
         CorruptError: stored bytes are missing or altered; nothing has been changed.
@@ -82,6 +89,9 @@ def bind(
     parameters = {param_with_module_name(name, p.path): p for p in parameters_of(module)}
     buffers = {param_with_module_name(name, p): v for p, v in persistent_buffers(module).items()}
     tensors = {full: owned.tensor for full, owned in parameters.items()} | buffers
+    for full, tensor in tensors.items():
+        if why := unstorable(tensor):
+            raise UnsupportedTensorError(f"{full!r} is {why}. Nothing has been changed")
     live = ws.buffers()
     holders = holders_in(ws, live)
     sources = {full: source_of(ws, full, live) for full in tensors}

@@ -51,6 +51,7 @@ __all__ = [
     "shares_memory",
     "torch_dtype",
     "unfillable",
+    "unstorable",
     "view",
 ]
 
@@ -196,28 +197,39 @@ def check_storable(tensor: Tensor, what: str) -> None:
 
 
 def _advice(tensor: Tensor) -> str | None:
-    kind = type(tensor).__name__
-    wrapper = is_traceable_wrapper_subclass(tensor)
-    if is_lazy(tensor):
-        return "not initialised yet; run its module once before storing it"
+    kind, wrapper = type(tensor).__name__, is_traceable_wrapper_subclass(tensor)
     if kind in ("DTensor", "ShardedTensor"):
         return f"sharded ({kind}); store tensor.full_tensor(), or tensor.to_local() on each rank"
-    if tensor.is_nested:
-        return "a nested tensor; store tensor.to_padded_tensor(…), or its parts one by one"
     if kind == "FakeTensor":
         return "a fake tensor without data; leave FakeTensorMode and store the real one"
+    advice = unstorable(tensor)
+    if advice is not None:
+        return advice
     if wrapper:
         return f"a wrapper ({kind}); store the plain tensors that it is made of"
-    return _layout_advice(tensor)
+    return _memory_advice(tensor)
 
 
-def _layout_advice(tensor: Tensor) -> str | None:
-    if tensor.is_quantized:
-        return f"quantised ({tensor.dtype}); store tensor.dequantize(), or tensor.int_repr()"
-    if tensor.layout is not torch.strided:
+def unstorable(tensor: Tensor) -> str | None:
+    """Say why no commit could ever store a tensor, as half a sentence; None where one could.
+
+    What only :func:`check_storable` refuses (sharded, wrapped, without storage just now) may be
+    trained, and be something else by the time of a commit.
+    """
+    if is_lazy(tensor):
+        return "not initialised yet; run one batch through its module first"
+    if tensor.is_nested:
+        return "a nested tensor; store tensor.to_padded_tensor(…), or its parts one by one"
+    if tensor.layout is not _STRIDED:
         return f"sparse or opaque ({tensor.layout}); store tensor.to_dense()"
     if tensor.is_meta:
         return "on the meta device, without data; give it some with module.to_empty(device=…)"
+    return None
+
+
+def _memory_advice(tensor: Tensor) -> str | None:
+    if tensor.is_quantized:
+        return f"quantised ({tensor.dtype}); store tensor.dequantize(), or tensor.int_repr()"
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return "inside torch.func or vmap, where it has no value; store it outside"
     if tensor.dtype not in NAMES or (tensor.dtype == DTYPES["F4"] and not tensor.dim()):

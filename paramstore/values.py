@@ -16,7 +16,7 @@ from torch.distributions.constraints import Constraint
 from paramstore.constraints import unconstrain
 from paramstore.errors import InvalidInputError, InvalidValueError
 from paramstore.refs import check_param_name
-from paramstore.tensors import shares_memory
+from paramstore.tensors import shares_memory, unstorable
 from paramstore.working_set import WorkingSet
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def to_trained(
         validate: Whether the value is checked; None follows ``torch.distributions``.
 
     Raises:
-        InvalidValueError: not a floating-point or complex tensor, or one that the constraint does
-            not admit.
+        InvalidValueError: not a dense floating-point or complex tensor with data, or one that the
+            constraint does not admit.
     """
     _check(name, value)
     if inverse is None:
@@ -134,6 +134,9 @@ def _check(name: str, value: object) -> None:
         raise InvalidValueError(
             f"the value of {name!r} is {type(value).__name__}, expected a torch.Tensor"
         )
+    advice = unstorable(value)
+    if advice is not None:
+        raise InvalidValueError(f"the value of {name!r} is {advice}")
     if not (value.is_floating_point() or value.is_complex()):
         raise InvalidValueError(
             f"the value of {name!r} is {value.dtype}; only floating-point and complex tensors can "

@@ -5,6 +5,7 @@ See also test_altered_databases.py, test_bad_pickles.py, test_permissions.py, te
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -403,19 +404,67 @@ def test_a_constraint_without_a_transform_is_refused_by_name() -> None:
     assert not store
 
 
-@pytest.mark.parametrize(
-    "tensor",
-    [torch.ones(3).to_sparse(), torch.ones(3, device="meta")],
-    ids=["sparse", "meta"],
-)
-def test_a_tensor_without_a_stored_form_is_refused_by_name_at_commit(
-    store: ParamStoreDict, tensor: torch.Tensor
+def nested() -> torch.Tensor:
+    parts = [torch.ones(2), torch.ones(3)]
+    return torch.nested.nested_tensor(parts, layout=torch.jagged)
+
+
+UNSTORABLE = {
+    "sparse": (lambda: torch.ones(3).to_sparse(), "to_dense"),
+    "meta": (lambda: torch.ones(3, device="meta"), "to_empty"),
+    "nested": (nested, "to_padded_tensor"),
+    "lazy": (nn.UninitializedParameter, "run one batch through its module first"),
+}
+
+
+@pytest.mark.parametrize(("make", "advice"), UNSTORABLE.values(), ids=UNSTORABLE)
+def test_a_value_that_no_commit_could_store_is_refused_when_it_is_set(
+    store: ParamStoreDict, make: Callable[[], torch.Tensor], advice: str
 ) -> None:
-    store["odd"] = tensor
-    with pytest.raises(paramstore.UnsupportedTensorError, match="'odd'"):
-        store.commit()
-    assert len(store.log()) == 2
-    del store["odd"]
+    value = make()
+    state = {"params": {"odd": value}, "constraints": {"odd": constraints.real}}
+    calls: list[Callable[[], object]] = [
+        lambda: store.__setitem__("odd", value),
+        lambda: store.setdefault("odd", value),
+        lambda: store.setdefault("odd", lambda: value, constraint=constraints.positive),
+        lambda: store.set_state(state),
+    ]
+    for call in calls:
+        with pytest.raises(paramstore.InvalidValueError, match=f"'odd' is .*{advice}"):
+            call()
+    assert list(store) == ["x", "scale"]
+    assert store.commit().version == 3
+
+
+def sparse_buffer() -> nn.Module:
+    module = nn.Linear(2, 2)
+    module.register_buffer("mask", torch.eye(2).to_sparse())
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: nn.Sequential(nn.LazyLinear(2)), "'net$$$0.weight' is not initialised yet; run "),
+        (nn.LazyBatchNorm1d, "'net$$$weight' is not initialised yet; run one batch through its "),
+        (lambda: nn.Linear(2, 2, device="meta"), "'net$$$weight' is on the meta device"),
+        (sparse_buffer, "'net$$$mask' is sparse"),
+    ],
+    ids=["lazy", "lazy buffers", "meta", "sparse buffer"],
+)
+def test_a_module_with_a_tensor_that_no_commit_could_store_is_refused_when_it_is_bound(
+    store: ParamStoreDict, make: Callable[[], nn.Module], said: str
+) -> None:
+    with pytest.raises(paramstore.UnsupportedTensorError, match=re.escape(said)):
+        store.module("net", make())
+    assert list(store) == ["x", "scale"]
+    assert store.commit().version == 3
+
+
+def test_a_lazy_module_is_bound_after_one_batch(store: ParamStoreDict) -> None:
+    net = nn.Sequential(nn.LazyLinear(2))
+    net(torch.zeros(1, 3))
+    store.module("net", net)
     assert store.commit().version == 3
 
 

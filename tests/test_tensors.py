@@ -216,7 +216,7 @@ REFUSED: dict[str, tuple[Callable[[], Tensor], str]] = {
     "fake": (fake, "FakeTensorMode"),
     "nested": (lambda: nested(torch.strided), "to_padded_tensor"),
     "jagged": (lambda: nested(torch.jagged), "to_padded_tensor"),
-    "lazy": (lambda: nn.LazyLinear(2).weight, "run its module"),
+    "lazy": (lambda: nn.LazyLinear(2).weight, "run one batch through its module"),
     "emptied": (emptied, "storage is empty"),
     "complex32": (half_complex, r"tensor\.to"),
 }
