@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paramstore.errors import InvalidInputError, MismatchError, UsageError
+from paramstore.errors import CorruptError, InvalidInputError, MismatchError, UsageError
+from paramstore.listing import some
 
 logger = logging.getLogger("paramstore")
 
@@ -118,7 +119,7 @@ def check_states(
     ]
     if problems:
         raise MismatchError(
-            f"{where} does not fit what is attached: {'; '.join(problems)}. Nothing has been "
+            f"{where} does not fit what is attached: {some(problems, '; ')}. Nothing has been "
             f"changed; attach(…) the same objects before, or pass strict=False"
         )
 
@@ -148,7 +149,7 @@ def _everything(attached: Mapping[str, object], *, rng: bool) -> dict[str, objec
 
 
 def _captured(name: str, obj: object) -> object:
-    with _naming(name, "does not give its state"):
+    with naming(name, "does not give its state"):
         return capture(obj)
 
 
@@ -163,7 +164,7 @@ def applied(
     try:
         for name, obj in objects.items():
             begun.add(name)
-            with _naming(name, "refused its state"):
+            with naming(name, "refused its state"):
                 apply(obj, states[name])
         yield
         for name, obj in objects.items():
@@ -205,11 +206,11 @@ def _copied(state: object, *, tensors: bool) -> object:
 
 
 @contextmanager
-def _naming(name: str, what: str) -> Iterator[None]:
+def naming(name: str, what: str) -> Iterator[None]:
     """Say which attached object an error is about."""
     try:
         yield
-    except InvalidInputError as error:
+    except (InvalidInputError, CorruptError) as error:
         raise type(error)(f"attached {name!r}: {error}") from error
     except Exception as error:
         raise MismatchError(

@@ -14,6 +14,7 @@ from torch import Tensor
 from paramstore import extras, tensors
 from paramstore.attached import capture_all, check_places
 from paramstore.constraints import Spec, from_spec, transform_of
+from paramstore.optimisers import with_owners
 from paramstore.sharing import share
 from paramstore.working_set import Item, Stored, WorkingSet
 
@@ -56,7 +57,8 @@ class Capture:
         """
         encoder = extras.Encoder()
         check_places(working_set.attached, working_set)
-        states = capture_all(working_set.attached, rng=working_set.rng)
+        found = capture_all(working_set.attached, rng=working_set.rng)
+        states = with_owners(working_set, found)
         items = {item.name: item for item in working_set.items()}
         return cls(
             request=request,

@@ -115,11 +115,11 @@ def format_number(value: float | complex | None, digits: int = 6) -> str:
     return "" if value is None else f"{value:.{digits}g}"
 
 
-def some(words: Iterable[str]) -> str:
+def some(words: Iterable[str], separator: str = ", ") -> str:
     """List the first five of some words, and how many more there are."""
     words = list(words)
     more = f" and {len(words) - 5:,} more" if len(words) > 5 else ""
-    return ", ".join(words[:5]) + more
+    return separator.join(words[:5]) + more
 
 
 def printable(text: str) -> str:

@@ -5,6 +5,7 @@ Reads modules only; must never change one, and knows none but torch's.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from functools import singledispatch
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 
 class Owned(NamedTuple):
@@ -41,6 +43,22 @@ def check_bindable(module: object) -> None:
     Raises:
         UsageError: says who, and what to do.
     """
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module that torch has wrapped, by `torch.compile` or for several devices.
+
+    It has the same tensors, by the names that they have without.
+    """
+    # Nobody has compiled anything where this was not imported, which takes a second.
+    compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())
+    while True:
+        if isinstance(module, DataParallel | DistributedDataParallel):
+            module = module.module
+        elif isinstance(module, compiled):
+            module = module._orig_mod
+        else:
+            return module
 
 
 def parameters_of(module: nn.Module) -> Iterator[Owned]:

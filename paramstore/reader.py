@@ -30,6 +30,7 @@ from paramstore.errors import (
 from paramstore.header import check_shape, data_bytes
 from paramstore.listing import some
 from paramstore.modes import outside_modes
+from paramstore.optimisers import without_owner
 from paramstore.progress import Advance, progress, uncounted
 from paramstore.refs import suggest
 from paramstore.tensors import Filler
@@ -369,7 +370,7 @@ class SnapshotView(Mapping[str, Tensor]):
             raise ParamNotFoundError(
                 f"nothing was attached as {name!r} in {self.snapshot.ref}{suggest(name, states)}"
             )
-        return states[name]
+        return without_owner(states[name])
 
     def _entry(self, name: str) -> Entry:
         try:
