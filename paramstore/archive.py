@@ -46,7 +46,7 @@ from paramstore.errors import (
 from paramstore.files import path_text, sync_folder
 from paramstore.header import DTYPES, check_shape, layout
 from paramstore.modes import outside_modes
-from paramstore.reader import MapLocation, place
+from paramstore.reader import MapLocation, check_map_location, place
 from paramstore.tensors import check_storable, copy_into, encode
 
 Item = tuple[str, Tensor, Constraint]
@@ -238,7 +238,9 @@ def load_file(path: str | os.PathLike[str], map_location: MapLocation = None) ->
         CorruptError: a file of a known kind that is cut off or altered.
         UnknownConstraintError: a constraint that is not registered here.
         StorageError: it does not exist, cannot be read, or is a directory, a pipe or a device.
+        InvalidInputError: no path, or ``map_location`` is no device of this machine.
     """
+    check_map_location(map_location)
     return outside_modes(_load, _checked_file(path), map_location)
 
 

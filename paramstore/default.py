@@ -58,7 +58,8 @@ def open(  # noqa: A001  # the verb that users of gzip, shelve and zarr expect h
     Raises:
         NotADatabaseError, SchemaError, StorageError: the file cannot be used; the message says
             why and what to do.
-        InvalidInputError: no path given and no ``PARAMSTORE_URL``.
+        InvalidInputError: no path given and no ``PARAMSTORE_URL``, or an argument that can never
+            work; the message names it.
     """
     if path_or_url is None:
         path_or_url = os.environ.get(_URL)

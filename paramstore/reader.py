@@ -24,6 +24,7 @@ from paramstore.errors import (
     CorruptError,
     DatabaseError,
     ExpiredError,
+    InvalidInputError,
     ParamNotFoundError,
     RestoreInterruptedError,
 )
@@ -385,6 +386,42 @@ class SnapshotView(Mapping[str, Tensor]):
 def _constrain(transform: Transform, value: Tensor) -> Tensor:
     with torch.no_grad():
         return transform(value)  # type: ignore[no-any-return]
+
+
+def check_map_location(map_location: MapLocation) -> None:
+    """Refuse what :func:`place` could not do, before anything is read.
+
+    Raises:
+        InvalidInputError: no form that ``torch.load`` takes, or a device that is not here.
+    """
+    where = map_location.get("cpu", "cpu") if isinstance(map_location, Mapping) else map_location
+    if not isinstance(where, str | torch.device):  # which can be called as well
+        if where is None or callable(where):
+            return
+        raise InvalidInputError(
+            f"map_location is a device such as 'cpu' or 'cuda:0', a dictionary of them, or a "
+            f"function, got {map_location!r}"
+        )
+    try:
+        device = torch.device(where)
+    except RuntimeError as error:
+        raise InvalidInputError(
+            f"map_location={where!r} is no device; name one such as 'cpu' or 'cuda:0'"
+        ) from error
+    if not _takes_values(device):
+        raise InvalidInputError(
+            f"map_location={str(device)!r}: this process has no such device to put values on; "
+            f"pass map_location='cpu'"
+        )
+
+
+def _takes_values(device: torch.device) -> bool:
+    if device.type == "cuda":  # asked without a context on it, which costs memory and seconds
+        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    try:
+        return not torch.empty(0, device=device).is_meta
+    except (AssertionError, ImportError, RuntimeError):  # as that kind of device says it
+        return False
 
 
 def place(tensor: Tensor, map_location: MapLocation) -> Tensor:

@@ -22,7 +22,7 @@ from paramstore.background import PendingCommit
 from paramstore.db.sqlite import Journal
 from paramstore.errors import MismatchError, ParamStoreError, warn_deprecated
 from paramstore.lazy import UNREAD, Params
-from paramstore.reader import MapLocation
+from paramstore.reader import MapLocation, check_map_location
 from paramstore.refs import to_pattern
 from paramstore.request import About, AboutLater, OnConflict, OnFull, Request
 from paramstore.restore import Names
@@ -70,6 +70,7 @@ class ParamStoreDict:
         timeout: float = 60,
         journal: Journal | None = None,
     ) -> None:
+        check_map_location(map_location)
         self._validate = validate
         self._session = Session.open(
             path_or_url,

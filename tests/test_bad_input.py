@@ -174,6 +174,48 @@ def test_a_journal_that_does_not_exist_is_refused_before_there_is_a_file(path: P
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("gpu", "'gpu' is no device"),
+        ("", "'' is no device"),
+        ({"cpu": "gpu"}, "'gpu' is no device"),
+        ("cuda", "pass map_location='cpu'"),
+        ("cuda:1", "pass map_location='cpu'"),
+        (torch.device("cuda"), "pass map_location='cpu'"),
+        ("xpu", "pass map_location='cpu'"),
+        ("meta", "pass map_location='cpu'"),
+        (3, "map_location is a device"),
+        ({"cpu": 3}, "map_location is a device"),
+    ],
+    ids=repr,
+)
+def test_a_map_location_that_is_not_here_is_refused_before_anything_is_read(
+    store: ParamStoreDict, path: Path, location: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    file = path.with_suffix(".save")
+    store.save(file)
+    for call in (paramstore.open, ParamStoreDict, lambda _, **how: store.load(file, **how)):
+        with pytest.raises(paramstore.InvalidInputError, match=said):
+            call(path, map_location=location)
+
+
+def test_a_map_location_in_every_form_is_taken(store: ParamStoreDict, path: Path) -> None:
+    every: list[Any] = [
+        None,
+        "cpu",
+        "cpu:0",
+        torch.device("cpu"),
+        {"cuda:0": "cpu"},
+        {},
+        lambda tensor, _: tensor,
+    ]
+    for location in every:
+        with paramstore.open(path, readonly=True, map_location=location) as reader:
+            assert reader["x"].tolist() == [1.0, 1.0, 1.0]
+
+
 # -- names ---------------------------------------------------------------------------------------
 
 ODD_NAMES = [
