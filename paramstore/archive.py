@@ -262,6 +262,11 @@ def _kind(start: bytes) -> str:
         return "it is empty"
     if start.startswith(_SQLITE):
         return "it is an SQLite database; a store is opened with paramstore.open(path)"
+    if start.startswith(b"\x93NUMPY"):
+        return (
+            "it is an array of NumPy; make a safetensors file of it: "
+            "safetensors.numpy.save_file({'name': numpy.load('in.npy')}, 'out.safetensors')"
+        )
     return f"it is neither safetensors nor a pickle of torch.save (it begins with {start!r})"
 
 

@@ -37,6 +37,7 @@ _KNOWN: Final = {_TYPED, _DICT, _SIZE, *_TENSORS, *_PARAMETERS, *_TYPES, *_STORA
 
 _SHARED: Final = 1 << 20  # bytes up to which the elements of a tensor may share memory
 _UNFOLDED: Final = 1_000_000  # values, those that stand at several places counted at each of them
+_PROTOCOL: Final = 3  # of pickles; later ones are written in other opcodes
 _LINE: Final = 1 << 16  # bytes; names of classes end long before
 
 
@@ -69,6 +70,11 @@ def _main_record(path: str, file: BinaryIO, size: int) -> bytes:
     # torch's own reader, because another one may find another table of contents in the same file.
     file.seek(0)
     reader = torch._C.PyTorchFileReader(file)
+    if reader.has_record("constants.pkl"):
+        raise UnsupportedFileError(
+            f"{path!r} is an archive of TorchScript; load it with torch.jit.load where you trust "
+            f"it, and torch.save its state_dict()"
+        )
     if sum(map(reader.get_record_size, reader.get_all_records())) > size:
         raise CorruptError(
             f"{path!r} is altered: its parts are larger than the file. torch.save does not compress"
@@ -201,6 +207,13 @@ class _Rules:
         top.value.extend(key.value for key in pairs[::2])
         self._grow(pairs)
 
+    def protocol(self, number: int) -> None:
+        if number > _PROTOCOL:
+            raise UnsupportedFileError(
+                f"{self._path!r} was saved with pickle_protocol={number}, which torch does not "
+                f"read without running it; save it again without pickle_protocol"
+            )
+
     # -- what it names -------------------------------------------------------------
 
     def name(self, text: str) -> None:
@@ -208,7 +221,8 @@ class _Rules:
         if name not in self._known:
             raise UnsupportedFileError(
                 f"{self._path!r} carries {name[:200]!r}, which is neither a tensor nor a known "
-                f"constraint; nothing of it was run"
+                f"constraint; nothing of it was run. Where you trust it, load it yourself with "
+                f"torch.load(…, weights_only=False) and save the state_dict() of the module"
             )
         self._push("global", name)
 
@@ -326,7 +340,7 @@ _STEPS: Final[dict[str, Callable[[_Rules, Any], None]]] = {
     **dict.fromkeys(("BINUNICODE", "SHORT_BINSTRING"), _Rules.plain),
     **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Rules.put),
     **dict.fromkeys(("BINGET", "LONG_BINGET"), _Rules.get),
-    "PROTO": lambda _, __: None,
+    "PROTO": _Rules.protocol,
     "STOP": lambda rules, _: rules.end(),
     "MARK": _Rules.mark,
     "TUPLE": _Rules.tuple,

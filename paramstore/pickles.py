@@ -7,6 +7,8 @@ held against :mod:`paramstore.pickle_rules`. Must never import Pyro, and never l
 
 from __future__ import annotations
 
+import errno
+import re
 import threading
 from collections.abc import Mapping
 from typing import Any, BinaryIO, ClassVar
@@ -37,6 +39,14 @@ _PYRO_KINDS = {
     "_UnitLowerCholesky": "unit_lower_cholesky",
 }
 """Kinds of Pyro's constraints (pyro-ppl 1.8 and 1.9) by the class that their pickles name."""
+
+_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
+"""What torch.save wrote first, pickled, before its files were zip archives."""
+
+_OTHER_ARCHIVE = re.compile(
+    r'file in archive is not in a subdirectory: (.*)|Expected hasRecord\("version"\)'
+)
+"""How torch's reader says that torch.save did not write a zip archive."""
 
 _LOCK = threading.Lock()  # torch's list of safe globals belongs to the process
 
@@ -75,8 +85,13 @@ def load_pyro(path: str, file: BinaryIO, map_location: Any) -> list[tuple[str, T
         CorruptError: a file that is cut off or altered.
         UnknownConstraintError: a constraint that is not registered here.
     """
-    state = _unpickle(path, file, map_location)
-    if not isinstance(state, dict) or set(state) != {"params", "constraints"}:
+    state = load_saved(path, file, map_location)
+    if not isinstance(state, dict):
+        raise UnsupportedFileError(
+            f"{path!r} is no parameter file: it holds {_describe(state)}, and no names; set "
+            f"tensors one by one: store['name'] = tensor"
+        )
+    if set(state) != {"params", "constraints"}:
         raise UnsupportedFileError(
             f"{path!r} is no parameter file: it holds {_describe(state)}, not what "
             f"ParamStoreDict.save of Pyro writes. For the state_dict of a module, load it into the "
@@ -88,16 +103,45 @@ def load_pyro(path: str, file: BinaryIO, map_location: Any) -> list[tuple[str, T
     return [_item(path, name, tensor, found) for name, tensor in params.items()]
 
 
-def _unpickle(path: str, file: BinaryIO, map_location: Any) -> object:
+def load_saved(path: str, file: BinaryIO, map_location: Any) -> object:
+    """Read what ``torch.save`` wrote, if it is made of tensors; constraints become stand-ins.
+
+    Raises:
+        UnsupportedFileError: it is made of something else, or another program's; nothing was run.
+        CorruptError: a file that is cut off or altered.
+    """
+    if (start := file.read(64)).startswith(b"\x80") and _MAGIC not in start:
+        raise UnsupportedFileError(
+            f"{path!r} is a plain pickle, not a file of torch.save, and reading it could run any "
+            f"code; where you trust it, load it yourself and torch.save what is in it"
+        )
+    file.seek(0)
     try:
         stand_ins = _stand_ins()
         check_pickle(path, file, stand_ins.values())
         with _LOCK, torch.serialization.safe_globals(list(stand_ins.items())):
             return torch.load(file, map_location, weights_only=True)
-    except (OSError, ParamStoreError):
+    except ParamStoreError:
         raise
     except Exception as error:
+        # A file that was cut off has nothing where torch's reader seeks: an invalid argument.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        if other := _OTHER_ARCHIVE.search(str(error)):
+            raise UnsupportedFileError(
+                f"{path!r} is no parameter file: it is {_archive(other[1] or '')}"
+            ) from error
         raise CorruptError(f"{path!r} is cut off or altered: {_first_line(error)}") from error
+
+
+def _archive(name: str) -> str:
+    """Say what a zip archive is, of which torch's reader names a file."""
+    if not name.endswith(".npy"):
+        return "a zip archive, and torch.save did not write it"
+    return (
+        "an archive of NumPy; make a safetensors file of it: "
+        "safetensors.numpy.save_file(dict(numpy.load('in.npz')), 'out.safetensors')"
+    )
 
 
 def _item(

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from paramstore.errors import (
     UnsupportedTensorError,
 )
 from paramstore.files import new_file
-from paramstore.pickle_rules import check_pickle
+from paramstore.pickles import load_saved
 from paramstore.progress import progress
 from paramstore.reader import Reader, SnapshotView
 from paramstore.snapshot import Snapshot
@@ -33,6 +33,8 @@ from paramstore.store import ParamStoreDict
 KINDS: Final = (".safetensors", ".pt", ".pth", ".save", ".npy")
 """Ends of names by which ``write`` knows what to write."""
 _BUFFERS: Final = ("*running_mean", "*running_var", "*num_batches_tracked")
+_INSIDE: Final = ("state_dict", "model_state_dict", "model")
+"""Under which of these keys a checkpoint has the ``state_dict`` of its module."""
 _BETWEEN: Final = "$$$"  # stands between a module's name and the path of a parameter in it
 
 
@@ -116,7 +118,7 @@ def _write_array(value: Tensor, name: str, draft: Path) -> None:
 # -- reading -----------------------------------------------------------------------
 
 
-def read(path: Path, buffers: Sequence[str] = ()) -> list[archive.Item]:
+def read(path: Path, buffers: Sequence[str] = ()) -> tuple[list[archive.Item], list[str]]:
     """Read a safetensors file, a file of Pyro's, or a ``state_dict`` that torch saved.
 
     Args:
@@ -124,36 +126,47 @@ def read(path: Path, buffers: Sequence[str] = ()) -> list[archive.Item]:
         buffers: Patterns for the names of buffers, which a ``state_dict`` does not tell from
             parameters; those of torch's normalisation layers are known.
 
+    Returns:
+        What it holds, and the keys of what was left out: all that lies beside a ``state_dict``.
+
     Raises:
         UnsupportedFileError, CorruptError, StorageError: as `archive.load_file`.
     """
     try:
-        return archive.load_file(path)
+        return archive.load_file(path), []
     except UnsupportedFileError as error:
-        state = _state_dict(path)
-        if state is None:
+        found = _saved(path)
+        if isinstance(found, Tensor | list | tuple):
+            what = "a tensor" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            raise UnsupportedFileError(
+                f"{str(path)!r} holds {what}, and no names; save a dictionary: "
+                f"torch.save({{'name': tensor}}, path)"
+            ) from error
+        if not isinstance(found, dict):
+            raise
+        inside = next((key for key in _INSIDE if isinstance(found.get(key), dict)), None)
+        state = found if inside is None else found[inside]
+        if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
             raise
         if not state:
             raise UnsupportedFileError(f"{str(path)!r} holds no tensors") from error
-        patterns = (*_BUFFERS, *buffers)
-        return [
-            (name, _leaf(tensor, buffer=_matches(name, patterns)), constraints.real)
+        items: list[archive.Item] = [
+            (name, _leaf(tensor, buffer=_matches(name, (*_BUFFERS, *buffers))), constraints.real)
             for name, tensor in state.items()
         ]
+        return items, [] if inside is None else [str(key) for key in found if key != inside]
 
 
-def _state_dict(path: Path) -> dict[str, Tensor] | None:
-    """The tensors that torch saved in a dictionary, maybe one level down; None for all else."""
+def _saved(path: Path) -> object:
+    """What torch saved in a file; None where that cannot be read, or another program made it."""
     with path.open("rb") as file:
         if not file.read(4).startswith((b"PK\x03\x04", b"\x80")):
             return None
-        check_pickle(str(path), file, ())
-        found: Any = torch.load(file, map_location="cpu", weights_only=True)
-    inner = found.get("state_dict", found.get("model", found)) if isinstance(found, dict) else None
-    if not isinstance(inner, dict):
-        return None
-    whole = all(isinstance(k, str) and isinstance(v, Tensor) for k, v in inner.items())
-    return dict(inner) if whole else None
+        file.seek(0)
+        try:
+            return load_saved(str(path), file, "cpu")
+        except UnsupportedFileError:
+            return None
 
 
 def _leaf(tensor: Tensor, *, buffer: bool) -> Tensor:

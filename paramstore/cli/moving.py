@@ -13,7 +13,7 @@ from paramstore.cli.arguments import ScopeType, complete_params, ref_argument, s
 from paramstore.cli.group import verb
 from paramstore.cli.history import choose
 from paramstore.cli.opening import MAIN, current_scope, made_whole, reading, where
-from paramstore.cli.output import Form, json_option, say, say_json
+from paramstore.cli.output import Form, json_option, say, say_json, shown
 from paramstore.errors import ParamNotFoundError, ScopeError
 from paramstore.listing import format_bytes, printable
 from paramstore.refs import Ref, check_tag_name, suggest
@@ -98,7 +98,8 @@ def import_(
     """Make a snapshot of the parameters in FILE; the store is made where there is none.
 
     FILE is a safetensors file, with or without constraints, what Pyro's save() wrote, or a
-    state_dict that torch saved. No code of it runs. All of it happens, or nothing. Imports torch.
+    state_dict that torch saved, maybe in a checkpoint, of which it says what else it leaves out.
+    No code of it runs. All of it happens, or nothing. Imports torch.
     """
     from paramstore.cli import shapes
     from paramstore.cli.files import put, read
@@ -106,7 +107,7 @@ def import_(
 
     for tag in tags:
         check_tag_name(tag)  # before a large file is read
-    items = read(file, buffers)
+    items, left = read(file, buffers)
     with made_whole(where()) as place, ParamStoreDict(place, scope=scope) as store:
         if store.last is not None and not append:
             raise ScopeError(
@@ -119,3 +120,5 @@ def import_(
         say_json(shapes.snapshot(made))
     else:
         say(f"{printable(made.ref)}: {made.params} parameters of {printable(str(file))}")
+    if left:
+        click.echo(f"left out: {shown(left)}", err=form == "json")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import resource
 import shutil
 import sqlite3
 import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -137,6 +141,89 @@ def test_a_file_of_something_else_is_refused(run: Run, tmp_path: Path) -> None:
         told = run("import", tmp_path / name, "--db", tmp_path / "new.db", code=1).err
         assert told.count("\n") == 1
     assert "new.db" not in {path.name for path in tmp_path.iterdir()}
+
+
+def strangers(net: nn.Module) -> dict[str, tuple[Callable[[Path], object], str]]:
+    """Files that people try to import: how each is made, and what is said of it."""
+    tensor = torch.ones(3)
+    whole = "save the state_dict() of the module"
+    return {
+        "plain.pkl": (lambda at: at.write_bytes(pickle.dumps({"w": 1.5})), "is a plain pickle"),
+        "old.pkl": (lambda at: at.write_bytes(pickle.dumps({"w": tensor}, 2)), "is a plain pickle"),
+        "4.pt": (lambda at: torch.save({"w": tensor}, at, pickle_protocol=4), "pickle_protocol=4"),
+        "a.npz": (lambda at: np.savez(at, w=np.ones(3)), "safetensors.numpy.save_file(dict("),
+        "a.npy": (lambda at: np.save(at, np.ones(3)), "safetensors.numpy.save_file({"),
+        "a.zip": (lambda at: archive(at, "a.txt"), "zip archive, and torch.save did not"),
+        "b.zip": (lambda at: archive(at, "b/a.txt"), "zip archive, and torch.save did not"),
+        "net.pt": (lambda at: torch.save(net, at), whole),
+        "old.pt": (lambda at: torch.save(net, at, _use_new_zipfile_serialization=False), whole),
+        "jit.pt": (lambda at: torch.jit.trace(net, torch.ones(1, 2)).save(at), "torch.jit.load"),
+        "tensor.pt": (lambda at: torch.save(tensor, at), "holds a tensor, and no names; save a"),
+        "list.pt": (lambda at: torch.save([tensor], at), "holds a list, and no names; save a"),
+        "number.pt": (lambda at: torch.save(3.0, at), "holds a float, and no names"),
+        "cut.pt": (lambda at: cut(net, at), "is cut off or altered"),
+    }  # fmt: skip
+
+
+def archive(at: Path, name: str) -> None:
+    with zipfile.ZipFile(at, "w") as opened:
+        opened.writestr(name, "nothing")
+
+
+def cut(net: nn.Module, at: Path) -> None:
+    torch.save(net.state_dict(), at)
+    at.write_bytes(at.read_bytes()[: at.stat().st_size // 2])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("name", strangers(nn.Module()))
+def test_a_file_of_another_kind_is_named_with_what_to_do(
+    run: Run, tmp_path: Path, name: str
+) -> None:
+    make, said = strangers(nn.Linear(2, 2))[name]
+    file = tmp_path / name
+    make(file)
+    told = run("import", file, "--db", tmp_path / "new.db", code=1).err
+    assert said in told
+    assert ("cut off" in told) is (name == "cut.pt")
+    assert told.count("\n") == 1
+    assert files(tmp_path) == {name}
+
+
+def test_arrays_of_numpy_come_in_as_the_message_says(run: Run, tmp_path: Path) -> None:
+    np.savez(tmp_path / "in.npz", w=np.ones(3), b=np.zeros(2))
+    told = run("import", tmp_path / "in.npz", "--db", tmp_path / "new.db", code=1).err
+    call = told.partition("file of it: ")[2].strip()
+    subprocess.run(
+        [sys.executable, "-c", f"import numpy, safetensors.numpy; {call}"], cwd=tmp_path, check=True
+    )
+    out = run("import", tmp_path / "out.safetensors", "--db", tmp_path / "new.db").out
+    assert out.startswith("main@1: 2 parameters")
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict"])
+def test_what_a_checkpoint_has_beside_the_model_is_said_to_be_left_out(
+    run: Run, tmp_path: Path, key: str
+) -> None:
+    net = nn.Linear(2, 2)
+    optim = torch.optim.Adam(net.parameters())
+    net(torch.ones(1, 2)).sum().backward()
+    optim.step()
+    file, to = tmp_path / "ckpt.pt", ("--module", "net", "--db", tmp_path / "new.db")
+    torch.save({key: net.state_dict(), "optimizer": optim.state_dict(), "epoch\n": 3}, file)
+    assert run("import", file, *to).out == (
+        f"main@1: 2 parameters of {file}\nleft out: optimizer, epoch\\n\n"
+    )
+    ran = run("import", file, "--scope", "again", "--json", *to)
+    assert (ran.json["ref"], ran.err) == ("again@1", "left out: optimizer, epoch\\n\n")
+    torch.save(net.state_dict(), file)
+    assert "left out" not in run("import", file, "--scope", "third", *to).out
+
+
+def test_a_parameter_may_have_the_name_of_a_part_of_a_checkpoint(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "tensors.pt"
+    torch.save({"model": torch.ones(2), "other": torch.ones(3)}, file)
+    assert run("import", file, "--db", tmp_path / "new.db").out.startswith("main@1: 2 parameters")
 
 
 def test_a_scope_with_snapshots_gets_another_only_on_request(
