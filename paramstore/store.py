@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping
 from functools import partial
-from typing import Any, Literal, TypeVar, Unpack, overload
+from typing import Any, Literal, NoReturn, TypeVar, Unpack, overload
 
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -20,7 +20,7 @@ from paramstore import archive, checking, housekeeping, past, showing, values
 from paramstore.autosave import Autosave, Schedule
 from paramstore.background import PendingCommit
 from paramstore.db.sqlite import Journal
-from paramstore.errors import MismatchError, ParamStoreError, warn_deprecated
+from paramstore.errors import MismatchError, ParamStoreError, UsageError, warn_deprecated
 from paramstore.lazy import UNREAD, Params
 from paramstore.reader import MapLocation, check_map_location
 from paramstore.refs import to_pattern
@@ -535,6 +535,14 @@ class ParamStoreDict:
         except ParamStoreError:
             if kind is None:  # else it must not hide what ended the block; it has been logged
                 raise
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refuse ``pickle``, ``torch.save`` and ``copy``: they would give one session two faces."""
+        raise UsageError(
+            "a store is a session on its database and is neither copied nor pickled; open the "
+            "file again with paramstore.open(…), where the other one runs, write the parameters "
+            "to a file with store.save(FILE), or copy.deepcopy(store.get_state())"
+        )
 
     def __repr__(self) -> str:
         what = f"{self._session.where()}: {len(self)} parameters, scope {self._current.scope!r}"

@@ -5,6 +5,9 @@ See also test_altered_databases.py, test_bad_pickles.py, test_permissions.py, te
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -508,6 +511,32 @@ def test_a_lazy_module_is_bound_after_one_batch(store: ParamStoreDict) -> None:
     net(torch.zeros(1, 3))
     store.module("net", net)
     assert store.commit().version == 3
+
+
+# -- copies --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [copy.copy, copy.deepcopy, pickle.dumps, lambda store: torch.save(store, io.BytesIO())],
+    ids=["copy", "deepcopy", "pickle", "torch.save"],
+)
+def test_a_store_is_not_copied_and_says_what_to_do_instead(
+    store: ParamStoreDict, private: bool, make: Callable[[ParamStoreDict], object]
+) -> None:
+    with pytest.raises(paramstore.UsageError, match=r"store\.save\(FILE\).*get_state"):
+        make(ParamStoreDict() if private else store)
+    assert store.commit().version == 3
+
+
+def test_the_copy_that_the_error_advises_is_one(store: ParamStoreDict) -> None:
+    other = ParamStoreDict()
+    other.set_state(copy.deepcopy(store.get_state()))
+    with torch.no_grad():
+        store["x"].fill_(9.0)
+    assert other["x"].tolist() == [1.0, 1.0, 1.0]
+    assert other["scale"].tolist() == store["scale"].tolist()
 
 
 # -- restoring what does not fit -----------------------------------------------------------------
