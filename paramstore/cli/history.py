@@ -96,7 +96,8 @@ def history(
     else:
         _say(kept, found, form, alone=list(chosen.values()) == [True])
     if where is not None and not kept:
-        click.echo(f"no version of {len(chosen)} parameters has {where}", err=True)
+        what = repr(*chosen) if len(chosen) == 1 else f"{len(chosen)} parameters"
+        click.echo(f"no version of {what} has {where}", err=True)
         return 1
     return 0
 

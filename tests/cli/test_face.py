@@ -156,6 +156,8 @@ def test_the_database_is_named_by_option_environment_or_folder(
     assert "here" not in run("log").out  # the training run's, by PARAMSTORE_URL
     assert "here" in run("log", "--db", db).out
     assert "here" in run("--db", f"sqlite:///{db}", "log").out
+    monkeypatch.setenv("HOME", str(db.parent))
+    assert "here" in run("log", "--db", f"~/{db.name}").out
     monkeypatch.delenv("PARAMSTORE_URL")
     monkeypatch.chdir(tmp_path)
     assert "here" in run("log").out

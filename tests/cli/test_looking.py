@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -138,7 +139,9 @@ def test_the_first_bad_step_is_found(run: Run) -> None:
     assert (row["name"], row["step"], row["nan_count"]) == ("net$$$0.weight", 50, 1)
     found = run("history", "*", "--where", "nan > 0", code=1)
     assert found.out == ""
-    assert "no version of" in found.err
+    assert re.match(r"no version of \d+ parameters has nan > 0\n", found.err)
+    found = run("history", "scale", "--where", "nan > 0", code=1)
+    assert found.err == "no version of 'scale' has nan > 0\n"
 
 
 def test_a_change_is_to_the_version_before_it_whatever_is_shown(run: Run) -> None:
