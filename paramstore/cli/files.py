@@ -6,7 +6,7 @@ Runs no code of a file that it reads; must never overwrite a file.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
@@ -41,8 +41,22 @@ _BETWEEN: Final = "$$$"  # stands between a module's name and the path of a para
 # -- writing -----------------------------------------------------------------------
 
 
-def write(repository: Repository, snapshot: Snapshot, names: Sequence[str], path: Path) -> int:
+def write(
+    repository: Repository,
+    snapshot: Snapshot,
+    names: Mapping[str, str],
+    path: Path,
+    *,
+    state_dict: bool = False,
+) -> int:
     """Write parameters of a snapshot to a new file, whose name says in which form.
+
+    Args:
+        repository: where from.
+        snapshot: of which they are.
+        names: what each parameter is called in the file.
+        path: the file.
+        state_dict: whether torch's form is that of a module, and not of Pyro's store.
 
     Returns:
         How many buffers were left out, because Pyro's store has no place for them.
@@ -63,13 +77,17 @@ def write(repository: Repository, snapshot: Snapshot, names: Sequence[str], path
                 f"a .npy file holds one array, and {snapshot.ref} has {len(names)} such "
                 f"parameters; choose one with --param"
             )
+        (name,) = names
         with new_file(path) as draft:
-            _write_array(view[names[0]], names[0], draft)
+            _write_array(view[name], name, draft)
         return 0
-    items = _items(view, names)
+    items = [(names[name], tensor, kind) for name, tensor, kind in _items(view, list(names))]
     with new_file(path) as draft:
         if path.suffix == ".safetensors":
             archive.save_file(draft, items)
+            return 0
+        if state_dict:
+            _save({name: tensor.detach() for name, tensor, _ in items}, draft)
             return 0
         return _write_state(items, draft)
 
@@ -99,9 +117,13 @@ def _write_state(items: list[archive.Item], draft: Path) -> int:
         "params": {name: tensor for name, tensor, _ in trained},
         "constraints": {name: constraint for name, _, constraint in trained},
     }
+    _save(state, draft)
+    return len(items) - len(trained)
+
+
+def _save(state: object, draft: Path) -> None:
     with draft.open("xb") as file:
         torch.save(state, file)
-    return len(items) - len(trained)
 
 
 def _write_array(value: Tensor, name: str, draft: Path) -> None:

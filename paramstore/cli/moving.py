@@ -5,7 +5,9 @@ Both need tensors, and so import torch; must never run code of a file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,7 +18,12 @@ from paramstore.cli.opening import MAIN, current_scope, made_whole, reading, whe
 from paramstore.cli.output import Form, json_option, say, say_json, shown
 from paramstore.errors import ParamNotFoundError, ScopeError
 from paramstore.listing import format_bytes, printable
+from paramstore.names import module_from_param_with_module_name, param_with_module_name
 from paramstore.refs import Ref, check_tag_name, suggest
+
+if TYPE_CHECKING:
+    from paramstore.db.repository import Repository
+    from paramstore.snapshot import Snapshot
 
 _file = click.argument("file", type=click.Path(path_type=Path))
 
@@ -26,7 +33,8 @@ _file = click.argument("file", type=click.Path(path_type=Path))
     "paramstore export @warm warm.safetensors             # constraints in its metadata",
     "paramstore export main warm.pt                       # what stock Pyro's load() takes",
     "paramstore export @12 scale.npy --param scale        # one value, for NumPy",
-    "paramstore export main net.safetensors --param 'net$$$*'",
+    "paramstore export main net.safetensors --module net  # what net.load_state_dict() takes",
+    "paramstore export main some.safetensors --param 'net$$$*'",
 )
 @ref_argument("ref")
 @_file
@@ -34,29 +42,35 @@ _file = click.argument("file", type=click.Path(path_type=Path))
     "-p", "--param", "patterns", metavar="NAME", multiple=True, shell_complete=complete_params,
     help="Only this parameter, or those that a pattern finds.",
 )  # fmt: skip
+@click.option("--module", metavar="NAME", help="Only this module's parameters and buffers, by the "
+              "names of its state_dict.")  # fmt: skip
 @scope_option()
 @json_option
-def export(ref: Ref, file: Path, patterns: tuple[str, ...], scope: str | None, form: Form) -> None:
+def export(
+    ref: Ref,
+    file: Path,
+    patterns: tuple[str, ...],
+    module: str | None,
+    scope: str | None,
+    form: Form,
+) -> None:
     """Write the parameters of a snapshot to a new FILE, whose name says in which form.
 
     .safetensors: unconstrained values, constraint specs in the metadata; any safetensors library
-    reads it. .pt, .pth, .save: what stock Pyro saves; no buffers. .npy: one constrained value.
-    Imports torch.
+    reads it. .pt, .pth, .save: what stock Pyro saves; no buffers; with --module a state_dict.
+    .npy: one constrained value. Imports torch.
     """
+    if module is not None and patterns:
+        raise click.UsageError("--module goes without --param")
     with reading() as repository:
         snapshot = repository.resolve(ref, current_scope(repository, scope))
-        held = repository.manifest(snapshot).entries
-        names = list(held)
-        if patterns:
-            chosen = choose(repository, snapshot.scope, patterns)
-            names = [name for name in chosen if name in held]
-            if not names:
-                raise ParamNotFoundError(
-                    f"{snapshot.ref} has no parameter {patterns[0]!r}{suggest(patterns[0], held)}"
-                )
+        if module is None:
+            names = _chosen(repository, snapshot, patterns)
+        else:
+            names = _of_module(repository, snapshot, module)
         from paramstore.cli.files import write
 
-        left = write(repository, snapshot, names, file)
+        left = write(repository, snapshot, names, file, state_dict=module is not None)
     nbytes, count = file.stat().st_size, len(names) - left
     if form == "json":
         say_json({"ref": snapshot.ref, "path": str(file), "params": count, "nbytes": nbytes})
@@ -65,6 +79,33 @@ def export(ref: Ref, file: Path, patterns: tuple[str, ...], scope: str | None, f
     say(f"{printable(str(file))}: {what} of {printable(snapshot.ref)}, {format_bytes(nbytes)}")
     if left:
         say(f"left out: {left} buffers, which Pyro's store has no place for")
+
+
+def _chosen(repository: Repository, snapshot: Snapshot, patterns: Sequence[str]) -> dict[str, str]:
+    """The parameters of a snapshot that patterns find, all without any; each by its own name."""
+    held = repository.manifest(snapshot).entries
+    if not patterns:
+        return {name: name for name in held}
+    names = {n: n for n in choose(repository, snapshot.scope, patterns) if n in held}
+    if not names:
+        raise ParamNotFoundError(
+            f"{snapshot.ref} has no parameter {patterns[0]!r}{suggest(patterns[0], held)}"
+        )
+    return names
+
+
+def _of_module(repository: Repository, snapshot: Snapshot, module: str) -> dict[str, str]:
+    """The parameters and buffers of a module, and their paths in it."""
+    held, prefix = repository.manifest(snapshot).entries, param_with_module_name(module, "")
+    names = {n: n.removeprefix(prefix) for n in held if n.startswith(prefix) and n != prefix}
+    if not names:
+        owners = {name: module_from_param_with_module_name(name) for name in held}
+        modules = sorted({owner for name, owner in owners.items() if owner != name})
+        raise ParamNotFoundError(
+            f"{snapshot.ref} has no module {module!r}{suggest(module, modules)}; it has "
+            f"{shown(modules) or 'none'}"
+        )
+    return names
 
 
 @verb(

@@ -117,6 +117,32 @@ def test_one_parameter_goes_to_numpy(run: Run, trained: Path, tmp_path: Path) ->
     assert "let its name end in" in run("export", "@1", tmp_path / "x.zip", code=1).err
 
 
+@pytest.mark.parametrize("end", ["safetensors", "pt"])
+def test_a_module_goes_out_as_what_its_load_state_dict_takes(
+    run: Run, trained: Path, tmp_path: Path, end: str
+) -> None:
+    file = tmp_path / f"net.{end}"
+    assert run("export", "main", file, "--module", "net").out.startswith(f"{file}: 9 parameters of")
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    net.load_state_dict(load_file(file) if end != "pt" else torch.load(file, weights_only=True))
+    with paramstore.open(trained, readonly=True) as store:
+        view = store.at("main")
+        state = net.state_dict()
+        assert state["1.num_batches_tracked"] == 40
+        assert all(same_bits(value, view[f"net$$${name}"]) for name, value in state.items())
+
+    run("import", file, "--module", "net", "--scope", "back", "--db", tmp_path / "new.db")
+    with paramstore.open(tmp_path / "new.db", scope="back", readonly=True) as store:
+        assert set(store.at("back")) == {f"net$$${name}" for name in state}
+
+
+def test_a_module_that_is_not_there_is_named_with_those_that_are(run: Run, tmp_path: Path) -> None:
+    told = run("export", "main", tmp_path / "x.pt", "--module", "nett", code=1).err
+    assert "main@4 has no module 'nett' (did you mean 'net'?); it has net" in told
+    both = ("--module", "net", "--param", "scale")
+    assert "--module goes without --param" in run("export", "main", "x.pt", *both, code=2).err
+
+
 def test_numbers_that_numpy_lacks_are_named(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "half.db"
     with paramstore.open(path) as store:
