@@ -64,6 +64,12 @@ class Verb(click.Command):
         """Command lines for its help, the comment of each behind two spaces and ``#``."""
         self.params.extend(common_options())
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line; of two forms of output, click would take the last."""
+        if {"--json", "--jsonl"} <= set(args):
+            ctx.fail("--json goes without --jsonl")
+        return super().parse_args(ctx, args)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples."""
         if self.examples:

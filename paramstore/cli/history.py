@@ -87,9 +87,8 @@ def history(
         chosen = choose(repository, inside, names, regex=regex)
         found = _read(repository, inside, _candidates(repository, inside, chosen, condition), limit)
         log = repository.log(inside) if metrics else []
-    kept = {name: _kept(rows, condition, first=first) for name, rows in found.items()}
-    if where is not None:
-        kept = {name: rows for name, rows in kept.items() if rows}
+    of_names = {name: _kept(rows, condition, first=first) for name, rows in found.items()}
+    kept = {name: rows for name, rows in of_names.items() if rows}
     if plot is not None and kept:
         whole = condition is None and not first
         plot_histories(kept, plot, log, metrics, joined=whole)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal
+from itertools import groupby
+from typing import Any, Final, Literal
 
 import click
 
@@ -16,7 +17,17 @@ from paramstore.cli import shapes
 from paramstore.cli.arguments import dry_run_option, scope_option
 from paramstore.cli.group import verb
 from paramstore.cli.opening import reading, writing
-from paramstore.cli.output import BAD, HEAD, Form, json_option, paint, say, say_json, say_table
+from paramstore.cli.output import (
+    BAD,
+    HEAD,
+    Form,
+    Style,
+    json_option,
+    paint,
+    say,
+    say_json,
+    say_table,
+)
 from paramstore.retention import (
     Expired,
     KeepBest,
@@ -27,9 +38,7 @@ from paramstore.retention import (
     Policy,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+_ROWS: Final = 20  # that are printed of each scope
 _AGE: Final = re.compile(r"(\d{1,6})\s*(s|min|h|d|w)")
 _UNITS: Final = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -137,21 +146,32 @@ def _say_expired(found: Expired, form: Form) -> None:
             }
         )
         return
-    table, _, summary = str(found).rpartition("\n")
-    say_table(table, _reds(found))
-    say(paint(summary, HEAD))
+    _say_short(found)
+    say(paint(found.summary, HEAD))
     if found.expired:
         say("next: the same without --dry-run" if found.dry_run else "next: paramstore gc")
 
 
-def _reds(found: Expired) -> Iterator[Any]:
-    """A style for each line of the table: what goes is red."""
+def _say_short(found: Expired) -> None:
+    """Print the table with the newest snapshots of each scope only; what goes is red."""
+    table = str(found).rpartition("\n")[0]
     gone = {snapshot.id for snapshot in found.expired}
     every = sorted(
         [*(kept.snapshot for kept in found.kept), *found.expired],
         key=lambda snapshot: (snapshot.scope, -snapshot.version),
     )
-    return (BAD if snapshot.id in gone else None for snapshot in every)
+    head, *rows = table.split("\n")
+    lines, styles = [head], list[Style | None]()
+    for _, group in groupby(zip(every, rows, strict=True), lambda pair: pair[0].scope):
+        of_scope = list(group)
+        for snapshot, row in of_scope[:_ROWS]:
+            lines.append(row)
+            styles.append(BAD if snapshot.id in gone else None)
+        if more := of_scope[_ROWS:]:
+            going = sum(snapshot.id in gone for snapshot, _ in more)
+            lines.append(f"… {len(more):,} more, {going:,} of which go; --json has all of them")
+            styles.append(None)
+    say_table("\n".join(lines), styles)
 
 
 @verb("gc", "paramstore gc --dry-run", "paramstore gc", "paramstore gc --compact")

@@ -101,9 +101,9 @@ def _all(repository: Repository, ref: Ref | None, scope: str | None) -> list[Sna
 def _list(snapshots: list[Snapshot], form: Form) -> None:
     if form != "text":
         say_rows(map(shapes.snapshot, snapshots), form)
-    elif on_terminal() and snapshots:
+    elif snapshots and on_terminal():
         say_table(format_table(_HEAD, map(_row, snapshots)), map(_style, snapshots))
-    else:
+    elif snapshots:  # a scope has one at least: who asked for none is shown none
         say_table(str(Log(snapshots)))
 
 

@@ -188,6 +188,7 @@ def test_the_database_is_named_by_option_environment_or_folder(
         (["history"], 2, "Missing argument"),
         (["history", "scale", "--where", "nan >"], 2, "is not a condition"),
         (["history", "/(/"], 1, "is not a regular expression"),
+        (["log", "--json", "--jsonl"], 2, "--json goes without --jsonl"),
         (["log", "--follow", "--graph"], 2, "--follow goes with neither"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

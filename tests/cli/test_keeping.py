@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from shell_runs import Run
 
 import paramstore
@@ -33,6 +34,27 @@ def test_the_text_of_expire_is_that_of_the_library(run: Run, db: Path) -> None:
     kept = {line.split()[0] for line in wanted.splitlines()[1:-1] if len(line.split()) > 4}
     shown = {line.split()[0] for line in found.splitlines()[1:-2] if len(line.split()) > 4}
     assert shown == kept
+
+
+def test_expire_prints_the_newest_of_each_scope_and_counts_the_rest(
+    run: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "long.db"
+    for scope in ("a", "b"):
+        with paramstore.open(path, scope=scope) as store:
+            for step in range(25 if scope == "a" else 20):
+                store["x"] = torch.tensor(float(step))
+                store.commit(step=step)
+    options = ("expire", "--keep-every", 10, "--db", path, "--dry-run")
+    lines = run(*options).lines
+    assert [line.split()[0] for line in lines[1:-2]] == [
+        *(f"a@{version}" for version in range(25, 5, -1)),
+        "…",
+        *(f"b@{version}" for version in range(20, 0, -1)),
+    ]
+    assert lines[21] == "… 5 more, 4 of which go; --json has all of them"
+    found = run(*options, "--json").json
+    assert len(found["kept"]) + len(found["expired"]) == 45
 
 
 @pytest.mark.parametrize(

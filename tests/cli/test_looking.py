@@ -41,6 +41,12 @@ def test_log_begins_at_a_reference_and_ends_at_a_limit(run: Run) -> None:
     assert [row["ref"] for row in run("log", "--scope", "colder", "--json").json] == ["colder@1"]
 
 
+def test_who_asks_for_none_is_not_told_that_there_are_none(run: Run) -> None:
+    for verb in (["log"], ["log", "--graph"], ["history", "scale"], ["history", "*"]):
+        assert run(*verb, "-n", 0).out == ""
+        assert run(*verb, "-n", 0, "--json").json == []
+
+
 def test_the_json_of_a_snapshot_has_every_field(run: Run) -> None:
     (row,) = run("log", "main@2", "-n", 1, "--json").json
     assert row["tags"] == ["warm"]
