@@ -408,20 +408,21 @@ def check_map_location(map_location: MapLocation) -> None:
         raise InvalidInputError(
             f"map_location={where!r} is no device; name one such as 'cpu' or 'cuda:0'"
         ) from error
-    if not _takes_values(device):
+    if not _is_here(device):
         raise InvalidInputError(
-            f"map_location={str(device)!r}: this process has no such device to put values on; "
-            f"pass map_location='cpu'"
+            f"map_location={str(device)!r}: this process has no such device; pass "
+            f"map_location='cpu'"
         )
 
 
-def _takes_values(device: torch.device) -> bool:
+def _is_here(device: torch.device) -> bool:
     if device.type == "cuda":  # asked without a context on it, which costs memory and seconds
         return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
     try:
-        return not torch.empty(0, device=device).is_meta
+        torch.empty(0, device=device)
     except (AssertionError, ImportError, RuntimeError):  # as that kind of device says it
         return False
+    return True
 
 
 def place(tensor: Tensor, map_location: MapLocation) -> Tensor:

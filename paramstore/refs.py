@@ -127,7 +127,7 @@ def to_pattern(text: str) -> re.Pattern[str]:
     """
     try:
         return re.compile(text)
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise InvalidInputError(f"{text!r} is not a regular expression: {error}") from error
 
 

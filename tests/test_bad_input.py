@@ -187,7 +187,6 @@ def test_a_journal_that_does_not_exist_is_refused_before_there_is_a_file(path: P
         ("cuda:1", "pass map_location='cpu'"),
         (torch.device("cuda"), "pass map_location='cpu'"),
         ("xpu", "pass map_location='cpu'"),
-        ("meta", "pass map_location='cpu'"),
         (3, "map_location is a device"),
         ({"cpu": 3}, "map_location is a device"),
     ],
@@ -659,6 +658,15 @@ def test_unknown_parameters_scopes_and_metrics_of_other_calls_are_named(
 ) -> None:
     with pytest.raises(paramstore.ParamNotFoundError, match="'scal'"):
         store.history("scal")
+    with pytest.raises(paramstore.InvalidInputError, match="3 is not a regular expression"):
+        store.match(3)  # type: ignore[arg-type]
+    for limit in ("3", 1.5):
+        with pytest.raises(paramstore.InvalidInputError, match="limit counts from 0"):
+            store.log(limit=limit)  # type: ignore[arg-type]
+        with pytest.raises(paramstore.InvalidInputError, match="limit counts from 0"):
+            store.history("x", limit=limit)  # type: ignore[arg-type]
+    with pytest.raises(paramstore.InvalidInputError, match="sample is a fraction"):
+        store.verify(sample="all")  # type: ignore[arg-type]
     with pytest.raises(paramstore.ScopeNotFoundError, match="'mian'"):
         store.log("mian")
     with pytest.raises(paramstore.ScopeNotFoundError, match="'mian'"):

@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
+from numbers import Integral
 from operator import attrgetter
 from typing import Any, Final
 
@@ -444,10 +445,12 @@ def _listed(names: Sequence[str]) -> str:
     return shown or "none"
 
 
-def _limit(limit: int | None) -> int:
-    if limit is not None and limit < 0:
+def _limit(limit: object) -> int:
+    if limit is None:
+        return _ALL
+    if not isinstance(limit, Integral) or limit < 0:
         raise InvalidInputError(f"limit counts from 0, got {limit!r}")
-    return _ALL if limit is None else min(limit, _ALL)
+    return min(int(limit), _ALL)
 
 
 def _time(text: str) -> datetime:

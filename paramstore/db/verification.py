@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from itertools import groupby
+from numbers import Real
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -106,6 +107,11 @@ def verify(database: Database, *, sample: float = 1.0) -> Verified:
     return verification.result()
 
 
+def _check_sample(sample: object) -> None:
+    if not isinstance(sample, Real) or not 0 <= float(sample) <= 1:
+        raise InvalidInputError(f"sample is a fraction from 0 to 1, got {sample!r}")
+
+
 class Verification:
     """One look at everything. Beside a running experiment: what is expired meanwhile is no problem.
 
@@ -115,8 +121,7 @@ class Verification:
     """
 
     def __init__(self, database: Database, *, sample: float = 1.0) -> None:
-        if not 0 <= sample <= 1:
-            raise InvalidInputError(f"sample is a fraction from 0 to 1, got {sample!r}")
+        _check_sample(sample)
         self.database = database
         self.problems: list[Problem] = []
         self.statistics: int | None = None
