@@ -5,7 +5,7 @@ Checks a whole module before it changes any of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -25,9 +25,11 @@ from paramstore.fitting import (
     take_values,
     untieable,
 )
-from paramstore.modules import Owned, check_bindable, parameters_of
+from paramstore.listing import some
+from paramstore.modules import Owned, check_bindable, parameters_of, unwrapped
 from paramstore.names import param_with_module_name
 from paramstore.refs import check_param_name
+from paramstore.restore import Names, chosen
 from paramstore.tensors import unstorable
 from paramstore.working_set import BUFFER, WorkingSet, logger, persistent_buffers
 
@@ -70,13 +72,21 @@ def warn_not_adopted(name: str) -> None:
 
 
 def bind(
-    ws: WorkingSet, reader: Reader | None, name: str, module: nn.Module, *, strict: bool
+    ws: WorkingSet,
+    reader: Reader | None,
+    name: str,
+    module: nn.Module,
+    *,
+    strict: bool,
+    exclude: Names = None,
 ) -> None:
     """Make every parameter and persistent buffer of ``module`` the store's, values included.
 
+    Of names that are excluded the module's own values are kept, and nothing that it lacks.
+
     Raises:
         InvalidNameError: a name with ``$$$`` in it.
-        InvalidInputError: not a module.
+        InvalidInputError: not a module, or ``exclude`` is neither names nor patterns.
         UsageError: one that somebody else keeps in step with a store.
         UnsupportedTensorError: a tensor in it could never be stored; nothing has been changed.
         MismatchError: a shape, dtype or constraint differs from what the store holds, or, when
@@ -86,6 +96,7 @@ def bind(
             ``params`` names those.
     """
     _check(name, module)
+    module, wanted = unwrapped(module), chosen(None, exclude, ())
     parameters = {param_with_module_name(name, p.path): p for p in parameters_of(module)}
     buffers = {param_with_module_name(name, p): v for p, v in persistent_buffers(module).items()}
     tensors = {full: owned.tensor for full, owned in parameters.items()} | buffers
@@ -94,21 +105,23 @@ def bind(
             raise UnsupportedTensorError(f"{full!r} is {why}. Nothing has been changed")
     live = ws.buffers()
     holders = holders_in(ws, live)
-    sources = {full: source_of(ws, full, live) for full in tensors}
+    sources = {full: source_of(ws, full, live) if wanted(full) else None for full in tensors}
     problems = [
-        *_misfits(ws, parameters, buffers, live),
+        *_misfits(ws, parameters, buffers, live, wanted),
         *(
             f"{full!r}: {why}"
             for full, tensor in tensors.items()
             if (why := untieable(ws, tensor, sources[full], holders.get(id(tensor))))
         ),
-        *(_unmatched(ws, name, tensors.keys(), live.keys()) if strict else ()),
     ]
-    if problems:
+    held = _held(ws, name, live.keys())
+    unmatched = _unmatched(set(filter(wanted, held)), set(filter(wanted, tensors)))
+    unmatched = unmatched if strict else []
+    if problems or unmatched:
         raise MismatchError(
-            f"module {name!r} does not fit what the store holds: {'; '.join(problems)}. Nothing "
-            f"has been changed; build the module as it was, bind it under another name, or pass "
-            f"strict=False where only names differ"
+            f"module {name!r} does not fit what the store holds: "
+            f"{some(problems + unmatched, '; ')}. Nothing has been changed; "
+            f"{_advice(problems, unmatched)}"
         )
     targets = {
         full: (tensors[full], source)
@@ -116,6 +129,10 @@ def bind(
         if source is not None and id(tensors[full]) not in holders
     }
     take_values(ws, reader, targets)
+    for full in held:
+        if not wanted(full) and full not in parameters:
+            ws.remove(full)
+            ws.stored.pop(full, None)
     for full, owned in parameters.items():
         ws.put(full, owned.tensor, owned.constraint)
     ws.modules[name] = module
@@ -136,27 +153,49 @@ def _misfits(
     parameters: dict[str, Owned],
     buffers: dict[str, Tensor],
     live: dict[str, Tensor],
+    wanted: Callable[[str], bool],
 ) -> Iterator[str]:
     """Say which tensors cannot take what the store holds under their names."""
     for full in (*parameters, *buffers):
         check_param_name(full)
     for full, owned in parameters.items():
+        if not wanted(full):
+            continue
         why = other_constraint(ws, full, owned.constraint)
         if why := why or _clash(ws, full, owned.tensor, live, is_buffer=False):
             yield f"{full!r}: {why}"
     for full, buffer in buffers.items():
-        if why := _clash(ws, full, buffer, live, is_buffer=True):
+        if wanted(full) and (why := _clash(ws, full, buffer, live, is_buffer=True)):
             yield f"{full!r}: {why}"
 
 
-def _unmatched(ws: WorkingSet, name: str, offered: Set[str], live: Set[str]) -> Iterator[str]:
-    """Say which names only the store or only the module has; a new module's are no problem."""
+def _held(ws: WorkingSet, name: str, live: Set[str]) -> set[str]:
+    """The names of a module's parameters and buffers, as the working set has them."""
     prefix = param_with_module_name(name, "")
     known_buffers = {n for n, s in ws.stored.items() if s.entry.kind == BUFFER}
-    held = {n for n in (*ws.params, *live, *known_buffers) if n.startswith(prefix)}
-    if held:
-        yield from (f"{n!r}: in the store, not in the module" for n in sorted(held - offered))
-        yield from (f"{n!r}: in the module, not in the store" for n in sorted(offered - held))
+    return {n for n in (*ws.params, *live, *known_buffers) if n.startswith(prefix)}
+
+
+def _unmatched(held: Set[str], offered: Set[str]) -> list[str]:
+    """Say which names only the store or only the module has; a new module's are no problem."""
+    if not held:
+        return []
+    return [
+        *(f"{n!r}: in the store, not in the module" for n in sorted(held - offered)),
+        *(f"{n!r}: in the module, not in the store" for n in sorted(offered - held)),
+    ]
+
+
+def _advice(problems: list[str], unmatched: list[str]) -> str:
+    """Say what to do about what does not fit, and what is in no store, or in no module."""
+    advice = "build the module as it was, bind it under another name, "
+    if problems:
+        advice += "or keep its own values with exclude=[…]"
+    else:
+        advice += "or pass strict=False, and what both have is taken"
+    if any("_orig_mod." in line for line in unmatched):
+        advice += "; names with '_orig_mod' come of torch.compile(part): part.compile() keeps them"
+    return advice
 
 
 def _clash(

@@ -16,6 +16,7 @@ from torch.distributions.constraints import Constraint
 from paramstore.db.sqlite import Journal
 from paramstore.errors import InvalidInputError
 from paramstore.reader import MapLocation
+from paramstore.restore import Names
 from paramstore.session import Reference
 from paramstore.store import M, ParamStoreDict
 
@@ -142,10 +143,11 @@ def module(
     update_module_params: bool = False,  # noqa: ARG001, FBT001, FBT002  # Pyro's signature
     *,
     strict: bool = True,
+    exclude: Names = None,
 ) -> M:
     """Bind a module to the module-level store; see :meth:`ParamStoreDict.module`.
 
     Stored values always go into the module's own tensors, with ``update_module_params`` and
     without it.
     """
-    return get_param_store().module(name, nn_module, strict=strict)
+    return get_param_store().module(name, nn_module, strict=strict, exclude=exclude)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from paramstore.constraints import is_identity
+from paramstore.header import DTYPES
 from paramstore.lazy import UNREAD
 from paramstore.tensors import dtype_name, unfillable
 from paramstore.working_set import BUFFER, Stored, WorkingSet
@@ -47,7 +48,8 @@ def misfit(tensor: Tensor, source: Tensor | Entry) -> str | None:
         return f"{_form(source)} in the store, {_form(tensor)} here"
     if tuple(tensor.shape) == source.stored_shape and dtype_name(tensor.dtype) == source.dtype:
         return unfillable(tensor)
-    return f"stored as {source.dtype} of shape {source.stored_shape}, {_form(tensor)} here"
+    dtype = DTYPES.get(source.dtype, source.dtype)
+    return f"stored as {dtype} of shape {source.stored_shape}, {_form(tensor)} here"
 
 
 def other_constraint(ws: WorkingSet, name: str, constraint: Constraint) -> str | None:

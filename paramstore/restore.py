@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
+from paramstore.attached import applied, check_places, check_states
 from paramstore.errors import (
     InvalidInputError,
     MismatchError,
     ParamNotFoundError,
     UnknownConstraintError,
 )
+from paramstore.fitting import misfit
+from paramstore.listing import some
+from paramstore.optimisers import for_owners
 from paramstore.refs import suggest
-from paramstore.tensors import dtype_name, unfillable
 from paramstore.working_set import BUFFER, Stored, UnknownKind, WorkingSet
 
 if TYPE_CHECKING:
@@ -82,28 +85,56 @@ class _Plan:
             ws.stored.pop(name, None)
 
 
+def bring(
+    ws: WorkingSet,
+    manifest: Manifest,
+    reader: Reader,
+    wanted: Callable[[str], bool],
+    *,
+    strict: bool,
+    verify: bool = True,
+    extra: bool = False,
+) -> None:
+    """Let the working set and what is attached continue a snapshot, the generators last.
+
+    Raises:
+        MismatchError: as :func:`restore`, or what is attached does not fit: when ``strict``, a
+            state is lacking or, with ``extra``, nothing is attached for one.
+        CorruptError: as :func:`restore`.
+    """
+    check_places(ws.attached, ws)
+    if strict:
+        stored = [name for kind, name, _ in manifest.extras if kind == "state"]
+        where = manifest.snapshot.ref
+        check_states(ws.attached, stored, rng=ws.rng, extra=extra, where=where)
+    states = reader.extras(manifest, "state") if ws.attached or ws.rng else {}
+    states = for_owners(ws, states, manifest.entries, strict=strict, wanted=wanted)
+    whole = not ws.params.any_unread
+    with applied(ws.attached, states, rng=ws.rng):
+        restore(ws, manifest, reader, wanted, strict=strict, verify=verify)
+        continue_from(ws, manifest)
+    if whole:  # a view of the values may have been handed out, and shows what is in memory
+        ws.params.load()
+
+
 def restore(
     working_set: WorkingSet,
     manifest: Manifest,
     reader: Reader,
+    wanted: Callable[[str], bool],
     *,
-    include: Names = None,
-    exclude: Names = None,
     strict: bool = True,
     verify: bool = True,
 ) -> None:
-    """Bring the parameters and buffers of a working set to a snapshot.
+    """Bring the parameters and buffers of a working set to a snapshot; those that are wanted.
 
     Raises:
-        InvalidInputError: a filter that is neither names nor patterns.
-        ParamNotFoundError: nothing matches one of ``include``.
         MismatchError: a tensor of a bound module cannot take what is stored for it, or, when
             ``strict``, the snapshot lacks it.
         CorruptError: stored bytes are missing or altered; nothing has been changed.
         RestoreInterruptedError: stored bytes vanished, or without ``verify`` are not whole, after
             live tensors had been changed; ``params`` names those.
     """
-    wanted = _filter(include, exclude, [*manifest.entries, *working_set.params])
     plan = _plan(working_set, manifest, wanted, strict=strict)
     if verify:
         reader.check(plan.entries(), snapshot=manifest.snapshot)
@@ -132,13 +163,16 @@ def _plan(
         else:
             plan.later.append(entry)
     lacking = [n for n in (*ws.params, *buffers) if n not in manifest.entries and wanted(n)]
-    problems += [f"{name!r}: not in the snapshot" for name in lacking if name in bound and strict]
+    new = [f"{name!r}: not in the snapshot" for name in lacking if name in bound and strict]
     plan.remove = [name for name in lacking if name not in bound]
-    if problems:
+    if problems or new:
+        advice = "leave these out with exclude=[…]"
+        if not problems:
+            advice += ", or leave what the snapshot lacks as it is with strict=False"
         raise MismatchError(
             f"{manifest.snapshot.ref} does not fit the modules that are bound: "
-            f"{'; '.join(problems)}. Nothing has been changed; build the module as it was, or "
-            f"leave these out with exclude=[…]"
+            f"{some(problems + new, '; ')}. Nothing has been changed; build the module as it was, "
+            f"or {advice}"
         )
     return plan
 
@@ -147,13 +181,11 @@ def _misfit(ws: WorkingSet, name: str, entry: Entry, tensor: Tensor) -> str | No
     """Say why a stored value cannot be filled into a live tensor; None when it can."""
     if (entry.kind == BUFFER) != (name not in ws.params):
         return f"stored as a {entry.kind}"
-    if tuple(tensor.shape) != entry.stored_shape:
-        return f"stored with shape {entry.stored_shape}, live {tuple(tensor.shape)}"
-    if dtype_name(tensor.dtype) != entry.dtype:
-        return f"stored as {entry.dtype}, live {dtype_name(tensor.dtype)}"
+    if why := misfit(tensor, entry):
+        return why
     if name in ws.params and ws.spec(ws.constraints[name]).text != entry.spec:
-        return f"stored with constraint {entry.spec}, live {ws.constraints[name]}"
-    return unfillable(tensor)
+        return f"stored with the constraint {entry.spec}, {ws.constraints[name]} here"
+    return None
 
 
 def _tie(holders: dict[int, Entry], entry: Entry, tensor: Tensor) -> str | None:
@@ -167,7 +199,13 @@ def _tie(holders: dict[int, Entry], entry: Entry, tensor: Tensor) -> str | None:
     return f"is tied to {first.name!r}, which holds another value there"
 
 
-def _filter(include: Names, exclude: Names, names: Iterable[str]) -> Callable[[str], bool]:
+def chosen(include: Names, exclude: Names, names: Iterable[str]) -> Callable[[str], bool]:
+    """Return what tells whether a name passes a filter.
+
+    Raises:
+        InvalidInputError: a filter that is neither names nor patterns.
+        ParamNotFoundError: none of ``names`` matches one of ``include``.
+    """
     included, excluded = _patterns("include", include), _patterns("exclude", exclude)
     names = list(names)
     for pattern in included or ():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from paramstore import binding, values
-from paramstore.attached import applied, check_attachable, check_places, check_states, rename
+from paramstore.attached import check_attachable, rename
 from paramstore.background import Background, PendingCommit
 from paramstore.capture import Capture
 from paramstore.db.engine import Database
@@ -39,7 +39,7 @@ from paramstore.modes import outside_modes
 from paramstore.reader import MapLocation, Reader
 from paramstore.refs import check_param_name, check_scope_name, parse_ref, suggest
 from paramstore.request import OnFull, Request, check_queue
-from paramstore.restore import Names, begin, continue_from, restore
+from paramstore.restore import Names, begin, bring, chosen, restore
 from paramstore.scope import Scopes
 from paramstore.snapshot import Snapshot
 from paramstore.staging import Copies, Staging
@@ -338,10 +338,10 @@ class Session:
             binding.warn_not_adopted(name)
 
     @_alone
-    def bind(self, name: str, module: nn.Module, *, strict: bool) -> None:
+    def bind(self, name: str, module: nn.Module, exclude: Names, *, strict: bool) -> None:
         """Bind a module to the current working set."""
         self.settle()  # a buffer that only the old module had is carried on as it is stored
-        binding.bind(self.current, self.reader, name, module, strict=strict)
+        binding.bind(self.current, self.reader, name, module, strict=strict, exclude=exclude)
 
     def missing(self, name: object) -> ParamNotFoundError:
         """The error for a name that the working set lacks."""
@@ -466,16 +466,17 @@ class Session:
         self.settle()
         ws, target = self.named(), self.resolve(reference)
         head = self.repository.head(self.scope_name())
-        fill = partial(restore, include=include, exclude=exclude, strict=strict, verify=verify)
-        if include is None and exclude is None:
-            self._bring(target, fill, strict=strict, extra=False)
-        else:
-            fill(ws, self.repository.manifest(target), self.backend.reader)
+        manifest = self.repository.manifest(target)
+        wanted = chosen(include, exclude, [*manifest.entries, *ws.params])
+        verb = bring if include is None and exclude is None else restore
+        verb(ws, manifest, self.backend.reader, wanted, strict=strict, verify=verify)
         ws.head = head and self.with_extras(head)
         return self.with_extras(target)
 
     @_alone
-    def resume(self, *, strict: bool, interrupted: bool) -> Snapshot | None:
+    def resume(
+        self, include: Names, exclude: Names, *, strict: bool, interrupted: bool
+    ) -> Snapshot | None:
         """Bring the current working set and what is attached to the newest snapshot."""
         self.settle()
         ws, repository, scope = self.named(), self.repository, self.scope_name()
@@ -489,26 +490,11 @@ class Session:
             )
         if head is None or newest is None:
             return None
-        self._bring(newest, partial(restore, strict=strict), strict=strict, extra=True)
+        manifest = repository.manifest(newest)
+        wanted = chosen(include, exclude, [*manifest.entries, *ws.params])
+        bring(ws, manifest, self.backend.reader, wanted, strict=strict, extra=True)
         ws.head = self.with_extras(head)
         return self.with_extras(newest)
-
-    def _bring(
-        self, target: Snapshot, fill: Callable[..., None], *, strict: bool, extra: bool
-    ) -> None:
-        """Let the working set and what is attached continue a snapshot, the generators last."""
-        ws, reader, manifest = self.named(), self.backend.reader, self.repository.manifest(target)
-        check_places(ws.attached, ws)
-        if strict:
-            stored = [name for kind, name, _ in manifest.extras if kind == "state"]
-            check_states(ws.attached, stored, rng=ws.rng, extra=extra, where=target.ref)
-        states = reader.extras(manifest, "state") if ws.attached or ws.rng else {}
-        whole = not ws.params.any_unread
-        with applied(ws.attached, states, rng=ws.rng):
-            fill(ws, manifest, reader)
-            continue_from(ws, manifest)
-        if whole:  # a view of the values may have been handed out, and shows what is in memory
-            ws.params.load()
 
     # -- scopes and names ----------------------------------------------------------
 

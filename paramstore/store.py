@@ -282,17 +282,24 @@ class ParamStoreDict:
 
     # ------------------------------------------------------------------ modules and objects
 
-    def module(self, name: str, nn_module: M, *, strict: bool = True) -> M:
+    def module(self, name: str, nn_module: M, *, strict: bool = True, exclude: Names = None) -> M:
         """Bind a module, and return it: its parameters and persistent buffers become the store's.
 
         Frozen parameters too; all are named ``name$$$path``. Values that the store holds are
-        copied into the module's own tensors.
+        copied into the module's own tensors. What `torch.compile` and the like wrap is bound.
+
+        Args:
+            name: What the module is called in the store.
+            nn_module: The module.
+            strict: Refuse one that has other names than the store.
+            exclude: Names or shell patterns (``"net$$$out.*"``) of which the module keeps its own
+                values; what it lacks of them is in the store no more.
 
         Raises:
             MismatchError: shapes, dtypes or, when ``strict``, names differ from what the store
                 holds. Nothing has changed.
         """
-        self._session.bind(name, nn_module, strict=strict)
+        self._session.bind(name, nn_module, exclude, strict=strict)
         return nn_module
 
     def attach(self, *, rng: bool | None = None, **objects: object) -> None:
@@ -465,21 +472,32 @@ class ParamStoreDict:
         """
         return self._session.restore(reference, include, exclude, strict=strict, verify=verify)
 
-    def resume(self, *, strict: bool = True, interrupted: bool = False) -> Snapshot | None:
+    def resume(
+        self,
+        *,
+        include: Names = None,
+        exclude: Names = None,
+        strict: bool = True,
+        interrupted: bool = False,
+    ) -> Snapshot | None:
         """Bring everything to the newest snapshot of the current scope; generators last.
 
         Args:
-            strict: Whether the snapshot has to have the state of what is attached, and no other.
+            include: Names or shell patterns (``"net$$$*"``) to bring back; default: all.
+            exclude: Names or patterns to leave alone; optimisers begin anew with these.
+            strict: Whether the snapshot has to have every tensor of the bound modules, the state
+                of what is attached for the same parameters, and no other.
             interrupted: Whether it may be one that an exception left behind.
 
         Returns:
             That snapshot; None, and nothing done, where there is none.
 
         Raises:
+            ParamNotFoundError: nothing matches one of ``include``.
             MismatchError: it does not fit what is bound or attached; nothing has been changed.
             CorruptError: stored bytes are missing or altered; nothing has been changed.
         """
-        return self._session.resume(strict=strict, interrupted=interrupted)
+        return self._session.resume(include, exclude, strict=strict, interrupted=interrupted)
 
     def fork(self, name: str) -> None:
         """Let this working set continue in a new scope; its first commit there keeps the parent.

@@ -64,7 +64,7 @@ def test_restore_refuses_a_snapshot_whose_buffer_does_not_fit_the_bound_module(
             store.resume,
             lambda: store.restore(1, strict=False),
         ):
-            with pytest.raises(MismatchError, match=r"net\$\$\$seen.*shape \(3,\), live \(5,\)"):
+            with pytest.raises(MismatchError, match=r"net\$\$\$seen.*\(3,\), .*\(5,\) here"):
                 call()
         assert net.get_parameter("bias").tolist() == [7.0, 7.0]
         store.restore(1, exclude=["net$$$seen"])

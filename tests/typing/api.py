@@ -67,9 +67,9 @@ def dictionary(store: ParamStoreDict) -> None:
 
 
 def training(store: ParamStoreDict, net: nn.Module, optim: torch.optim.Optimizer) -> None:
-    bound: nn.Module = store.module("net", net, strict=True)
+    bound: nn.Module = store.module("net", net, strict=True, exclude="net$$$out.*")
     store.attach(optim=optim, rng=True)
-    last: Snapshot | None = store.resume()
+    last: Snapshot | None = store.resume(include=["net$$$*"], exclude="net$$$out.*", strict=False)
     snapshot: Snapshot = store.commit(
         step=1,
         message="warm",
