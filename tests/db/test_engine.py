@@ -141,7 +141,8 @@ def test_a_database_in_memory_is_its_own(where: str) -> None:
     [
         ("", "not the path"),
         ("a\0b", "not the path"),
-        (b"run.db", "not the path"),
+        (b"run.db", "is no path; give text or a pathlib.Path"),
+        (3, "3 is no path"),
         ("postgresql://user:secret@host/db", "only SQLite"),
         ("sqlite:///run.db?mode=ro", "options"),
         ("://", "neither a path nor"),
