@@ -70,12 +70,13 @@ def _main_record(path: str, file: BinaryIO, size: int) -> bytes:
     # torch's own reader, because another one may find another table of contents in the same file.
     file.seek(0)
     reader = torch._C.PyTorchFileReader(file)
-    if reader.has_record("constants.pkl"):
+    records = reader.get_all_records()
+    if "constants.pkl" in records:
         raise UnsupportedFileError(
             f"{path!r} is an archive of TorchScript; load it with torch.jit.load where you trust "
             f"it, and torch.save its state_dict()"
         )
-    if sum(map(reader.get_record_size, reader.get_all_records())) > size:
+    if sum(map(reader.get_record_size, records)) > size:
         raise CorruptError(
             f"{path!r} is altered: its parts are larger than the file. torch.save does not compress"
         )
