@@ -5,7 +5,7 @@ Checks a whole module before it changes any of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from paramstore.errors import (
     UnsupportedTensorError,
 )
 from paramstore.fitting import (
+    form,
     holders_in,
     misfit,
     other_constraint,
@@ -27,13 +28,16 @@ from paramstore.fitting import (
 )
 from paramstore.listing import some
 from paramstore.modules import Owned, check_bindable, parameters_of, unwrapped
-from paramstore.names import param_with_module_name
+from paramstore.names import module_from_param_with_module_name, param_with_module_name
 from paramstore.refs import check_param_name
 from paramstore.restore import Names, chosen
-from paramstore.tensors import unstorable
+from paramstore.tensors import copy_into, unfillable, unstorable
 from paramstore.working_set import BUFFER, WorkingSet, logger, persistent_buffers
 
 if TYPE_CHECKING:
+    from torch.distributions.constraints import Constraint
+
+    from paramstore.db.repository import Entry
     from paramstore.reader import Reader
 
 
@@ -68,6 +72,23 @@ def warn_not_adopted(name: str) -> None:
         "update_module_params=True; bind it with store.module(…), which copies stored values "
         "into it",
         name,
+    )
+
+
+def unbound(ws: WorkingSet, carried: Iterable[Entry]) -> set[str]:
+    """Name the modules whose stored values go into the next snapshot as they are, unread."""
+    names = {entry.name for entry in carried if entry.kind != "tensor"}
+    modules = {name: module_from_param_with_module_name(name) for name in names}
+    return {module for name, module in modules.items() if module != name} - ws.modules.keys()
+
+
+def warn_not_bound(module: str) -> None:
+    """Say that what is trained of a module does not reach the store."""
+    logger.warning(
+        "nothing is bound as module %r: the commit carries its stored values on as they were. If "
+        "it is trained, bind it with store.module(%r, …) before resume()",
+        module,
+        module,
     )
 
 
@@ -136,6 +157,68 @@ def bind(
     for full, owned in parameters.items():
         ws.put(full, owned.tensor, owned.constraint)
     ws.modules[name] = module
+    ws.seen[name] = {full: owned.tensor for full, owned in parameters.items()}
+
+
+def follow(ws: WorkingSet) -> None:
+    """Let the tensors of bound modules be what those hold now, where that has changed.
+
+    A parameter may have been replaced, added or taken away since: `load_state_dict(assign=True)`,
+    adapters, pruning. One that was deleted from the store stays deleted.
+    """
+    for name, module in ws.modules.items():
+        seen, moved = ws.seen[name], list[str]()
+        now = {param_with_module_name(name, p.path): p for p in parameters_of(module)}
+        for full in seen.keys() - now.keys():
+            if dict.get(ws.params, full) is seen[full]:
+                ws.remove(full)
+                moved.append(full)
+        for full, owned in now.items():
+            if seen.get(full) is not owned.tensor:
+                ws.put(full, owned.tensor, owned.constraint)
+                moved.append(full)
+        ws.seen[name] = {full: owned.tensor for full, owned in now.items()}
+        if moved:
+            logger.warning(
+                "module %r has other parameters than when it was bound or last committed; the "
+                "store goes on with what it holds now: %s",
+                name,
+                some(sorted(moved)),
+            )
+
+
+def assign(
+    ws: WorkingSet, values: Mapping[str, Tensor], constraints: Mapping[str, Constraint]
+) -> None:
+    """Set unconstrained values; those of bound modules go into the modules' own tensors.
+
+    Raises:
+        MismatchError: a value does not fit there. Nothing has been changed.
+        InvalidNameError: a name is that of a buffer of a bound module.
+    """
+    follow(ws)
+    own = {full: tensor for seen in ws.seen.values() for full, tensor in seen.items()}
+    into = {name: own[name] for name, value in values.items() if own.get(name, value) is not value}
+    problems = [
+        f"{name!r}: {why}"
+        for name, tensor in into.items()
+        if (why := other_constraint(ws, name, constraints[name]) or _refusal(tensor, values[name]))
+    ]
+    if problems:
+        raise MismatchError(
+            f"a bound module cannot take what was given: {'; '.join(problems)}. Nothing has been "
+            f"changed; give a value that fits, or change the module, which the store follows"
+        )
+    for name, value in values.items():
+        ws.put(name, own.get(name, value), constraints[name])
+    for name, tensor in into.items():
+        copy_into(tensor, values[name])
+
+
+def _refusal(tensor: Tensor, value: Tensor) -> str | None:
+    if tensor.shape == value.shape and tensor.dtype == value.dtype:
+        return unfillable(tensor)
+    return f"{form(value)} does not fit its {form(tensor)}"
 
 
 def _check(name: str, module: nn.Module) -> None:

@@ -45,11 +45,11 @@ def misfit(tensor: Tensor, source: Tensor | Entry) -> str | None:
     if isinstance(source, Tensor):
         if source.shape == tensor.shape and source.dtype == tensor.dtype:
             return None if source is tensor else unfillable(tensor)
-        return f"{_form(source)} in the store, {_form(tensor)} here"
+        return f"{form(source)} in the store, {form(tensor)} here"
     if tuple(tensor.shape) == source.stored_shape and dtype_name(tensor.dtype) == source.dtype:
         return unfillable(tensor)
     dtype = DTYPES.get(source.dtype, source.dtype)
-    return f"stored as {dtype} of shape {source.stored_shape}, {_form(tensor)} here"
+    return f"stored as {dtype} of shape {source.stored_shape}, {form(tensor)} here"
 
 
 def other_constraint(ws: WorkingSet, name: str, constraint: Constraint) -> str | None:
@@ -117,5 +117,6 @@ def take_values(
                 tensor.copy_(source)
 
 
-def _form(tensor: Tensor) -> str:
+def form(tensor: Tensor) -> str:
+    """Dtype and shape, for people."""
     return f"{tensor.dtype} of shape {tuple(tensor.shape)}"

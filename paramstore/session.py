@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
 from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 
 from paramstore import binding, values
 from paramstore.attached import check_attachable, rename
@@ -125,8 +126,8 @@ class Session:
         self._closed = False
         self.background = Background()
         self._staging = Staging()
-        self._not_adopted: set[tuple[str | None, str]] = set()
-        """The scope and name of every parameter that a warning was given for."""
+        self._told: set[tuple[str | None, str]] = set()
+        """The scope and name of every parameter and module that a warning was given for."""
         try:
             base = self._opened(scope, start)
             self.scopes = Scopes(base, self._enterable, unnamed=not self.private)
@@ -273,7 +274,7 @@ class Session:
                     ws.head.version,
                 )
             ws.clear()
-            self._not_adopted = {key for key in self._not_adopted if key[0] != ws.scope}
+            self._told = {key for key in self._told if key[0] != ws.scope}
 
     # -- first reads ---------------------------------------------------------------
 
@@ -333,14 +334,15 @@ class Session:
 
     def _say_not_adopted(self, name: str) -> None:
         key = (self.current.scope, name)
-        if key not in self._not_adopted:
-            self._not_adopted.add(key)
+        if key not in self._told:
+            self._told.add(key)
             binding.warn_not_adopted(name)
 
     @_alone
     def bind(self, name: str, module: nn.Module, exclude: Names, *, strict: bool) -> None:
         """Bind a module to the current working set."""
         self.settle()  # a buffer that only the old module had is carried on as it is stored
+        binding.follow(self.current)
         binding.bind(self.current, self.reader, name, module, strict=strict, exclude=exclude)
 
     def missing(self, name: object) -> ParamNotFoundError:
@@ -362,9 +364,18 @@ class Session:
         params, specs = values.check_state(state)
         with self.lock:
             ws = self.current
-            for name, tensor in params.items():
-                ws.put(name, tensor, ws.constraints.get(name, constraints.real))
+            known = {name: ws.constraints.get(name, constraints.real) for name in params} | specs
+            self.assign(params, known)
             ws.constraints.update(specs)
+
+    def assign(self, params: Mapping[str, Tensor], specs: Mapping[str, Constraint]) -> None:
+        """Set unconstrained values; those of bound modules go into the modules' own tensors."""
+        with self.lock:
+            if self.current.modules:
+                outside_modes(binding.assign, self.current, params, specs)
+            else:
+                for name, tensor in params.items():
+                    self.current.put(name, tensor, specs[name])
 
     # -- commit --------------------------------------------------------------------
 
@@ -402,7 +413,7 @@ class Session:
             )
         background.wait(at_most=max_pending - 1)
         with without_collector():
-            capture, copies = Capture.of(ws, request).copied(ws, self._staging)
+            capture, copies = self._capture(ws, request).copied(ws, self._staging)
         about = "" if request.step is None else f" of step {request.step}"
         work = partial(self._finish, ws, capture, copies)
         try:
@@ -443,6 +454,7 @@ class Session:
     def changed(self) -> list[str]:
         """The names that differ from the snapshot the working set continues."""
         self.settle()
+        binding.follow(self.named())
         return self.backend.writer.changed(self.named())
 
     def _commit(self, request: Request, *, only_changes: bool) -> Snapshot | None:
@@ -451,10 +463,20 @@ class Session:
         writer = self.backend.writer
         try:
             with without_collector():  # nor does it look for them in what the call leaves behind
-                snapshot = writer.commit(ws, Capture.of(ws, request), only_changes=only_changes)
+                capture = self._capture(ws, request)
+                snapshot = writer.commit(ws, capture, only_changes=only_changes)
         finally:  # an error may have come when the snapshot was there
             ws.head = ws.head and self.with_extras(ws.head)
         return None if snapshot is None else ws.head
+
+    def _capture(self, ws: WorkingSet, request: Request) -> Capture:
+        binding.follow(ws)
+        capture = Capture.of(ws, request)
+        for module in binding.unbound(ws, capture.carried.values()):
+            if (ws.scope, module) not in self._told:
+                self._told.add((ws.scope, module))
+                binding.warn_not_bound(module)
+        return capture
 
     # -- going back ----------------------------------------------------------------
 
@@ -465,6 +487,7 @@ class Session:
         """Bring the current working set to a snapshot; through a filter, parameters only."""
         self.settle()
         ws, target = self.named(), self.resolve(reference)
+        binding.follow(ws)
         head = self.repository.head(self.scope_name())
         manifest = self.repository.manifest(target)
         wanted = chosen(include, exclude, [*manifest.entries, *ws.params])
@@ -480,6 +503,7 @@ class Session:
         """Bring the current working set and what is attached to the newest snapshot."""
         self.settle()
         ws, repository, scope = self.named(), self.repository, self.scope_name()
+        binding.follow(ws)
         head = repository.head(scope)
         newest = head if interrupted else repository.latest(scope)
         if head is not None and (newest is None or newest.ref != head.ref):

@@ -582,5 +582,8 @@ class ParamStoreDict:
     def _set(self, name: str, value: Tensor, constraint: Constraint) -> None:
         inverse = self._current.transforms_of(name, constraint).inverse
         tensor = values.to_trained(name, value, constraint, inverse, validate=self._validate)
-        with self._session.lock:
-            self._current.put(name, tensor, constraint)
+        if self._current.modules:
+            self._session.assign({name: tensor}, {name: constraint})
+        else:
+            with self._session.lock:
+                self._current.put(name, tensor, constraint)

@@ -17,6 +17,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from paramstore.constraints import is_identity, is_static, to_spec, transform_of
+from paramstore.db import owners
 from paramstore.db.manifest import entry_line
 from paramstore.errors import InvalidNameError, UnknownConstraintError
 from paramstore.lazy import UNREAD, Params
@@ -146,6 +147,11 @@ class WorkingSet:
         return {}
 
     @cached_property
+    def seen(self) -> dict[str, dict[str, Tensor]]:
+        """By the name of a bound module: its parameters by full name, when last looked at."""
+        return {}
+
+    @cached_property
     def stored(self) -> dict[str, Stored]:
         """Parameters and buffers by name, as of ``parent`` or of what was restored since."""
         return {}
@@ -236,6 +242,10 @@ class WorkingSet:
             self.stored[new] = stored._replace(entry=_renamed(stored.entry, new))
         if old in self.parent_entries and self.parent and self.parent.scope == self.scope:
             self.parent_entries[new] = _renamed(self.parent_entries.pop(old), new)
+            self.parent_states = {
+                name: owners.renamed(skeleton, old, new)
+                for name, skeleton in self.parent_states.items()
+            }
 
     def as_in_parent(self, entry: Entry) -> Entry:
         """The parent's row of the same content where there is one: a value that came back from
@@ -255,6 +265,7 @@ class WorkingSet:
         self.constraints.clear()
         self.transforms.clear()
         self.modules.clear()
+        self.seen.clear()
         self.stored = {n: s for n, s in self.stored.items() if s.entry.kind != BUFFER}
 
     def transforms_of(self, name: str, constraint: Constraint) -> Transforms:
