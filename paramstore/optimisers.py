@@ -6,21 +6,19 @@ the state of one parameter to another, and leaves a state that came without name
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from torch.optim import LBFGS, Optimizer
 
 from paramstore.attached import naming
+from paramstore.db.owners import KEY
 from paramstore.errors import CorruptError, MismatchError
 from paramstore.listing import some
 
 if TYPE_CHECKING:
     from paramstore.working_set import WorkingSet
-
-KEY: Final = "paramstore"
-"""Where in a stored state these stand, beside torch's ``state`` and ``param_groups``."""
 
 Names = list[str | None]
 """Of the parameters of one group, in order; None for a tensor that is in no store."""
@@ -45,7 +43,6 @@ def without_owner(state: object) -> object:
 def for_owners(
     ws: WorkingSet,
     states: Mapping[str, object],
-    stored: Container[str],
     *,
     strict: bool,
     wanted: Callable[[str], bool],
@@ -55,7 +52,6 @@ def for_owners(
     Args:
         ws: The working set.
         states: What a snapshot holds, by the name under which it was attached.
-        stored: The names of its parameters. One that is not among them was renamed since.
         strict: Whether the optimiser has to have the same parameters.
         wanted: Tells whether a parameter is restored at all; one that is not begins anew.
 
@@ -66,7 +62,7 @@ def for_owners(
     for name, optim, state in _of_optimisers(ws, states):
         if KEY in state:
             with naming(name, "refused its state"):
-                there = _Owner.of(state, stored)
+                there = _Owner.of(state)
                 here = _Owner(type(optim).__qualname__, _names(ws, optim))
                 found[name] = _moved(optim, state, there, here, strict=strict, wanted=wanted)
     return found
@@ -79,8 +75,8 @@ class _Owner(NamedTuple):
     groups: list[Names]
 
     @classmethod
-    def of(cls, state: Mapping[str, Any], stored: Container[str]) -> _Owner:
-        """Read what was stored; names that have been renamed since are unknown."""
+    def of(cls, state: Mapping[str, Any]) -> _Owner:
+        """Read what was stored."""
         kind, groups = state[KEY]["class"], state[KEY]["params"]
         sizes = [len(group["params"]) for group in state["param_groups"]]
         names = [name for group in groups for name in group]
@@ -88,7 +84,7 @@ class _Owner(NamedTuple):
             name is None or isinstance(name, str) for name in names
         ):
             raise CorruptError("the names of its parameters are altered")
-        return cls(str(kind), [[n if n in stored else None for n in group] for group in groups])
+        return cls(str(kind), [list(group) for group in groups])
 
 
 def _of_optimisers(

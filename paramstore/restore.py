@@ -108,7 +108,7 @@ def bring(
         where = manifest.snapshot.ref
         check_states(ws.attached, stored, rng=ws.rng, extra=extra, where=where)
     states = reader.extras(manifest, "state") if ws.attached or ws.rng else {}
-    states = for_owners(ws, states, manifest.entries, strict=strict, wanted=wanted)
+    states = for_owners(ws, states, strict=strict, wanted=wanted)
     whole = not ws.params.any_unread
     with applied(ws.attached, states, rng=ws.rng):
         restore(ws, manifest, reader, wanted, strict=strict, verify=verify)

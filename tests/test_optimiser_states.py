@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
 
 import paramstore
-from paramstore import MismatchError, ParamStoreDict, capture, optimisers
+from paramstore import MismatchError, ParamStoreDict, capture
+from paramstore.db.owners import KEY
 from paramstore.testing.exact import exactly_equal
 
 Make = Callable[[list[Any]], Optimizer]
@@ -268,6 +269,40 @@ def test_a_renamed_parameter_keeps_its_moments(path: Path) -> None:
     assert exactly_equal({n.replace("c.", "b."): state for n, state in found.items()}, wanted)
 
 
+def test_layers_whose_numbers_move_up_keep_their_moments(path: Path) -> None:
+    def chain(*layers: nn.Module) -> nn.Sequential:
+        return nn.Sequential(*layers)
+
+    wanted = stored(path, net=chain(*(nn.Linear(2, 2) for _ in range(3))))
+    with paramstore.open(path) as store:
+        for number in (2, 1):
+            for part in ("weight", "bias"):
+                store.rename(f"net$$${number}.{part}", f"net$$${number + 1}.{part}")
+        assert not store.changed()
+    net = chain(*(nn.Linear(2, 2) for _ in range(4)))
+    optim = AdamW(net.parameters())
+    with paramstore.open(path) as store:
+        found = resumed(store, net, optim, strict=False)
+        moved = {"0": "0", "1": "2", "2": "3"}
+        assert exactly_equal(found, {moved[n[0]] + n[1:]: state for n, state in wanted.items()})
+        store.commit()
+    with paramstore.open(path) as store:
+        assert store.verify().ok
+
+
+def test_a_rename_changes_nothing_in_what_a_scope_goes_on_from(path: Path) -> None:
+    with paramstore.open(path) as store:
+        store["x"] = torch.zeros(1)
+        store.attach(optim=AdamW([store["x"].unconstrained()]))  # type: ignore[attr-defined]
+        with store.scope("other") as state:
+            store["x"] = torch.zeros(1)
+            store.attach(optim=AdamW([store["x"].unconstrained()]))  # type: ignore[attr-defined]
+            assert state
+        with store.scope("other"):
+            store.rename("x", "y")
+        assert [snapshot.version for snapshot in store.log(scope="other")] == [1]
+
+
 def test_parameters_that_no_store_knows_go_by_position(path: Path) -> None:
     net = Two()
     optim = AdamW(net.parameters())
@@ -309,7 +344,7 @@ def test_names_that_are_altered_are_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch, wrong: object
 ) -> None:
     def altered(_: object, states: dict[str, Any]) -> dict[str, Any]:
-        return {name: {**state, optimisers.KEY: wrong} for name, state in states.items()}
+        return {name: {**state, KEY: wrong} for name, state in states.items()}
 
     with monkeypatch.context() as altering:
         altering.setattr(capture, "with_owners", altered)

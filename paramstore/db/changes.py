@@ -10,11 +10,12 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
 
+from paramstore.db import owners
 from paramstore.db.catalogue import set_tags
 from paramstore.db.manifest import entry_line
 from paramstore.db.reading import intact
 from paramstore.db.records import Entry
-from paramstore.db.schema import params, scopes, snapshot_params, snapshots, tags
+from paramstore.db.schema import extras, params, scopes, snapshot_params, snapshots, tags
 from paramstore.errors import (
     InvalidNameError,
     ParamNotFoundError,
@@ -99,19 +100,28 @@ def rename(connection: Connection, scope: str, old: str, new: str) -> None:
             f"{new!r} is a parameter of {scope}@{taken[-1].version} already; choose another name"
         )
     for holder in holders:
-        digest = _digest_after(connection, holder.id, f"{scope}@{holder.version}", old, new)
-        connection.execute(
-            snapshots.update().where(snapshots.c.id == holder.id).values(digest=digest)
-        )
+        _rename_in(connection, holder.id, f"{scope}@{holder.version}", old, new)
     # The row of a name that no snapshot has any more.
     connection.execute(params.delete().where(params.c.id == known.get(new)))
     connection.execute(params.update().where(params.c.id == known[old]).values(name=new))
 
 
-def _digest_after(connection: Connection, snapshot_id: int, ref: str, old: str, new: str) -> bytes:
-    """Return the digest that a snapshot will have, once it is known to be intact."""
+def _rename_in(connection: Connection, snapshot_id: int, ref: str, old: str, new: str) -> None:
+    """Write the states of optimisers and the digest that a snapshot will have, which is intact."""
     rows, entries = intact(connection, snapshot_id, ref)
-    return rows.digest(_with_name(e, new) if e.name == old else e for e in entries)
+    own = extras.c.snapshot_id == snapshot_id
+    found = list[tuple[str, str, str]]()
+    for kind, name, text in rows.extras:
+        skeleton = owners.renamed(text, old, new) if kind == "state" else text
+        found.append((kind, name, skeleton))
+        if skeleton != text:
+            here = own & (extras.c.kind == kind) & (extras.c.name == name)
+            connection.execute(extras.update().where(here).values(skeleton=skeleton))
+    after = [_with_name(e, new) if e.name == old else e for e in entries]
+    digest = rows._replace(extras=found).digest(after)
+    connection.execute(
+        snapshots.update().where(snapshots.c.id == snapshot_id).values(digest=digest)
+    )
 
 
 def _with_name(entry: Entry, name: str) -> Entry:
