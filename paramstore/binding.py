@@ -158,6 +158,18 @@ def bind(
         ws.put(full, owned.tensor, owned.constraint)
     ws.modules[name] = module
     ws.seen[name] = {full: owned.tensor for full, owned in parameters.items()}
+    if stateful := [path for path, part in module.named_modules() if _has_extra_state(part)]:
+        logger.warning(
+            "what get_extra_state() gives of %s in module %r is not stored; store.attach(%s=…) an "
+            "object whose state_dict() and load_state_dict() call it and set_extra_state()",
+            some(map(repr, stateful)),
+            name,
+            f"{name}_extra" if name.isidentifier() else "extra",
+        )
+
+
+def _has_extra_state(module: nn.Module) -> bool:
+    return type(module).get_extra_state is not nn.Module.get_extra_state
 
 
 def follow(ws: WorkingSet) -> None:

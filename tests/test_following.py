@@ -230,3 +230,23 @@ def test_nothing_is_told_of_a_module_that_is_bound_or_read(
             again.load_all()
             again.commit(step=2)
     assert "nothing is bound" not in caplog.text
+
+
+def test_a_module_with_a_state_that_is_not_stored_is_told_of(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Counting(nn.Linear):
+        count = 0
+
+        def get_extra_state(self) -> int:
+            return self.count
+
+        def set_extra_state(self, state: int) -> None:
+            self.count = state
+
+    with paramstore.open(path) as store, caplog.at_level(logging.WARNING, "paramstore"):
+        store.module("plain", nn.Linear(1, 1))
+        assert not caplog.text
+        store.module("net", nn.Sequential(Counting(1, 1)))
+    assert "get_extra_state() gives of '0' in module 'net' is not stored" in caplog.text
+    assert "store.attach(net_extra=…)" in caplog.text
