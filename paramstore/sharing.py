@@ -10,14 +10,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
+import torch
+
 WORTH_IT: Final = 16 << 20
 """Bytes from which threads pay: a copy of 268 MB takes 22 ms on two cores, 42 on one."""
 LARGE: Final = 32 << 10
 """Bytes of an item, on average, from which it is its memory that takes the time; of smaller ones it
 is Python, for which threads only stand in each other's way."""
-FEWEST, MOST = 3, 4
-"""Threads, one per core between these. More wait for the memory; fewer are held up by torch's own,
-which go on spinning for a while after a step."""
+MOST: Final = 4
+"""Threads, one per core: more wait for the memory. One is added where torch has several of its own,
+which spin for a while after a step: two get more of such a core than one."""
 PARTS: Final = 16
 """Into so many per thread the work is cut: who shares a core with somebody else takes fewer."""
 
@@ -37,9 +39,9 @@ def share(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T], nbytes
     Returns:
         The results, in the order of the items.
     """
-    if len(items) < 2 or nbytes < max(WORTH_IT, LARGE * len(items)):
+    threads = min(MOST, _cores()) + (torch.get_num_threads() > 1)
+    if min(threads, len(items)) < 2 or nbytes < max(WORTH_IT, LARGE * len(items)):
         return list(work(items))
-    threads = max(FEWEST, min(MOST, _cores()))
     size = max(1, len(items) // (threads * PARTS))
     parts = [items[first : first + size] for first in range(0, len(items), size)]
     done: list[Sequence[R]] = [()] * len(parts)

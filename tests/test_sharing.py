@@ -7,11 +7,16 @@ from collections.abc import Sequence
 
 import pytest
 
+from paramstore import sharing
 from paramstore.sharing import LARGE, WORTH_IT, share
 
 
+@pytest.mark.parametrize("cores", [1, 2, 64])
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 100])
-def test_results_come_in_the_order_of_the_items(count: int) -> None:
+def test_results_come_in_the_order_of_the_items(
+    count: int, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "_cores", lambda: cores)
     found = share(lambda part: [item * 2 for item in part], range(count), WORTH_IT)
     assert found == [item * 2 for item in range(count)]
 
@@ -27,7 +32,8 @@ def test_little_work_stays_on_the_calling_thread() -> None:
     assert seen == {threading.get_ident()}
 
 
-def test_much_work_is_done_on_several_threads_at_once() -> None:
+def test_much_work_is_done_on_several_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "_cores", lambda: 2)
     caller, other = threading.get_ident(), threading.Event()
 
     def work(part: Sequence[int]) -> Sequence[int]:
