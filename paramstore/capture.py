@@ -116,22 +116,22 @@ def _frozen(item: Item, working_set: WorkingSet) -> Item:
 
 def _unchanged(items: Iterable[Item], working_set: WorkingSet) -> dict[str, Stored]:
     """Find the parameters that are as they were at the last commit, which found them unchanged."""
-    candidates = [
-        (item, stored)
-        for item in items
-        if (stored := working_set.stored.get(item.name)) is not None
-        and stored.fingerprint is not None
-        and item.is_described_by(stored.entry)
-    ]
-    same = share(_are_as_stored, candidates, sum(s.entry.nbytes for _, s in candidates))
+    candidates = []
+    for item in items:
+        stored = working_set.stored.get(item.name)
+        if stored is None or stored.fingerprint is None or not item.is_described_by(stored.entry):
+            continue
+        # Here, because threads that need the interpreter for it would wait for each other.
+        if (seen := tensors.view(item.tensor)) is not None:
+            candidates.append((item.name, stored, seen))
+    views = [seen for _, _, seen in candidates]
+    found = share(_fingerprints, views, sum(view.nbytes for view in views))
     return {
-        item.name: stored
-        for (item, stored), is_same in zip(candidates, same, strict=True)
-        if is_same
+        name: stored
+        for (name, stored, _), fingerprint in zip(candidates, found, strict=True)
+        if fingerprint == stored.fingerprint
     }
 
 
-def _are_as_stored(candidates: Sequence[tuple[Item, Stored]]) -> list[bool]:
-    """Tell by the fingerprints; of a tensor that would have to be copied for it, no."""
-    views = ((tensors.view(item.tensor), stored) for item, stored in candidates)
-    return [view is not None and view.fingerprint() == stored.fingerprint for view, stored in views]
+def _fingerprints(views: Sequence[tensors.Encoded]) -> list[bytes]:
+    return [view.fingerprint() for view in views]

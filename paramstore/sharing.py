@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 import torch
 
-WORTH_IT: Final = 16 << 20
+WORTH_IT: Final = 8 << 20
 """Bytes from which threads pay: a copy of 268 MB takes 22 ms on two cores, 42 on one."""
 LARGE: Final = 32 << 10
 """Bytes of an item, on average, from which it is its memory that takes the time; of smaller ones it

@@ -21,7 +21,7 @@ from paramstore.tensors import check_storable, copy_into, is_plain_memory
 _PLAIN: Final = (Tensor, torch.nn.Parameter)
 _WITHOUT_COPY: Final = DTYPES["F4"]
 """A dtype that ``copy_`` does not know."""
-_PIECE: Final = 4 << 20
+_PIECE: Final = 1 << 20
 _Piece = tuple[int, int, int]
 """Addresses to copy to and from, and how many bytes."""
 _as_plain = torch._C.DisableTorchFunctionSubclass
