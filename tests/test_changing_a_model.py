@@ -179,7 +179,7 @@ def test_a_compiled_module_is_bound_by_the_names_that_it_has_without(path: Path)
     before, net = stored(path, made(2, 3)), made(2, 3)
     compiled = torch.compile(net, backend="eager")
     with paramstore.open(path) as store:
-        assert store.module("net", compiled) is compiled  # type: ignore[type-var]
+        assert store.module("net", compiled) is compiled  # type: ignore[type-var]  # it gives a function
         assert torch.equal(net.state_dict()["0.0.weight"], before["net$$$0.0.weight"])
         assert set(store.at(store.commit())) == of(0)
 
@@ -190,7 +190,7 @@ def test_a_module_for_several_devices_is_bound_by_the_names_that_it_has_without(
 ) -> None:
     stored(path, made(2, 3))
     with paramstore.open(path) as store:
-        store.module("net", DataParallel(torch.compile(made(2, 3), backend="eager")))  # type: ignore[type-var]
+        store.module("net", DataParallel(torch.compile(made(2, 3), backend="eager")))  # type: ignore[type-var]  # it gives a function
         assert set(store.at(store.commit())) == of(0)
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]  # documented, not in __all__
     try:
@@ -205,7 +205,7 @@ def test_a_module_for_several_devices_is_bound_by_the_names_that_it_has_without(
 def test_a_part_that_is_compiled_is_said_to_be_why_names_differ(path: Path) -> None:
     stored(path, made(2, 3))
     net = made(2, 3)
-    net[0] = torch.compile(net[0], backend="eager")  # type: ignore[assignment]
+    net[0] = torch.compile(net[0], backend="eager")  # type: ignore[assignment]  # a module as any other
     with paramstore.open(path) as store:
         with pytest.raises(MismatchError, match=r"'_orig_mod' come of torch\.compile"):
             store.module("net", net)

@@ -28,7 +28,7 @@ class Two(nn.Module):
         self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.a(x) + 3 * self.b(x * x)  # type: ignore[no-any-return]
+        return self.a(x) + 3 * self.b(x * x)  # type: ignore[no-any-return]  # modules return Any
 
 
 def train(net: nn.Module, optim: Optimizer) -> None:
@@ -176,7 +176,7 @@ def test_another_class_under_another_name_begins_anew(path: Path) -> None:
 def test_new_and_lost_parameters_are_named_with_what_to_do(path: Path) -> None:
     stored(path)
     net = Two()
-    net.b, net.c = nn.Identity(), nn.Linear(2, 2)  # type: ignore[assignment]
+    net.b, net.c = nn.Identity(), nn.Linear(2, 2)  # type: ignore[assignment]  # a module as any other
     with paramstore.open(path) as store:
         store.module("net", net, strict=False)
         store.attach(optim=AdamW(net.parameters()))
@@ -217,7 +217,7 @@ def test_without_strict_the_moments_of_a_lost_layer_are_dropped(path: Path) -> N
         assert set(found) == {"a.weight", "a.bias", "b.weight"}
         train(net, optim)
         store.commit()
-        assert len(store.at("@latest").state("optim")["state"]) == 3  # type: ignore[index]
+        assert len(store.at("@latest").state("optim")["state"]) == 3  # type: ignore[index]  # a state is a dict
 
 
 def test_excluded_parameters_begin_anew(path: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_renamed_parameter_keeps_its_moments(path: Path) -> None:
         for part in ("weight", "bias"):
             store.rename(f"net$$$b.{part}", f"net$$$c.{part}")
     net = Two()
-    net.c, net.b = net.b, nn.Identity()  # type: ignore[assignment]
+    net.c, net.b = net.b, nn.Identity()  # type: ignore[assignment]  # a module as any other
     optim = AdamW(net.parameters())
     with paramstore.open(path) as store:
         found = resumed(store, net, optim)
@@ -293,10 +293,10 @@ def test_layers_whose_numbers_move_up_keep_their_moments(path: Path) -> None:
 def test_a_rename_changes_nothing_in_what_a_scope_goes_on_from(path: Path) -> None:
     with paramstore.open(path) as store:
         store["x"] = torch.zeros(1)
-        store.attach(optim=AdamW([store["x"].unconstrained()]))  # type: ignore[attr-defined]
+        store.attach(optim=AdamW([store["x"].unconstrained()]))  # type: ignore[attr-defined]  # Pyro's attribute
         with store.scope("other") as state:
             store["x"] = torch.zeros(1)
-            store.attach(optim=AdamW([store["x"].unconstrained()]))  # type: ignore[attr-defined]
+            store.attach(optim=AdamW([store["x"].unconstrained()]))  # type: ignore[attr-defined]  # Pyro's attribute
             assert state
         with store.scope("other"):
             store.rename("x", "y")

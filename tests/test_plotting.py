@@ -487,12 +487,12 @@ def test_what_is_nothing_to_draw_in_or_no_name_is_refused(store: paramstore.Para
         (removed, "has been removed"),
     ):
         with pytest.raises(paramstore.InvalidInputError, match=said):
-            history.plot(ax)  # type: ignore[arg-type]
+            history.plot(ax)  # type: ignore[arg-type]  # what is tested
     for metrics in (3, [3], [["elbo"]], b"elbo"):
         with pytest.raises(paramstore.InvalidInputError, match="metrics are the name"):
-            store.plot("scale", metrics=metrics)  # type: ignore[arg-type]
+            store.plot("scale", metrics=metrics)  # type: ignore[arg-type]  # what is tested
     with pytest.raises(paramstore.InvalidInputError, match="parameter name is text, got int"):
-        store.plot(3)  # type: ignore[arg-type]
+        store.plot(3)  # type: ignore[arg-type]  # what is tested
 
 
 def test_a_history_knows_how_long_each_value_was_kept(store: paramstore.ParamStoreDict) -> None:
