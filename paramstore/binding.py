@@ -208,8 +208,10 @@ def assign(
         MismatchError: a value does not fit there. Nothing has been changed.
         InvalidNameError: a name is that of a buffer of a bound module.
     """
-    follow(ws)
-    own = {full: tensor for seen in ws.seen.values() for full, tensor in seen.items()}
+    own: dict[str, Tensor] = {}
+    if not ws.modules.keys().isdisjoint(map(module_from_param_with_module_name, values)):
+        follow(ws)  # walks over the modules, which setting any other name must not pay for
+        own = {full: tensor for seen in ws.seen.values() for full, tensor in seen.items()}
     into = {name: own[name] for name, value in values.items() if own.get(name, value) is not value}
     problems = [
         f"{name!r}: {why}"

@@ -22,6 +22,7 @@ _PLAIN: Final = (Tensor, torch.nn.Parameter)
 _WITHOUT_COPY: Final = DTYPES["F4"]
 """A dtype that ``copy_`` does not know."""
 _PIECE: Final = 1 << 20
+"""Bytes that one thread copies at a time of a large tensor."""
 _Piece = tuple[int, int, int]
 """Addresses to copy to and from, and how many bytes."""
 _as_plain = torch._C.DisableTorchFunctionSubclass

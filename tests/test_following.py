@@ -177,6 +177,15 @@ def test_a_state_keeps_the_tensors_of_the_module(store: ParamStoreDict, net: nn.
     assert store[WEIGHT] is first(net).weight
 
 
+def test_setting_another_name_does_not_walk_over_the_modules(
+    store: ParamStoreDict, net: nn.Sequential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store["other"] = torch.zeros(1)
+    monkeypatch.setattr(net, "named_parameters", None)
+    store["other"] = torch.ones(1)
+    assert torch.equal(store["other"], torch.ones(1))
+
+
 @pytest.mark.parametrize(
     "value", [torch.zeros(3), torch.zeros(1, 2, dtype=torch.float64)], ids=["shape", "dtype"]
 )

@@ -25,7 +25,7 @@ from paramstore.db.schema import (
     snapshot_params,
     snapshots,
 )
-from paramstore.db.soundness import places
+from paramstore.db.soundness import LAST_VALUE, VALUES, places
 
 _RANGE: Final = 50_000
 """Values in one query."""
@@ -47,21 +47,12 @@ _TABLES = select(_tables.c.name).where(_tables.c.type == "table")
 
 _first: BindParameter[Any] = bindparam("first")
 _last: BindParameter[Any] = bindparam("last")
-_LAST_VALUE = select(func.max(param_versions.c.id))
 _LAST_SNAPSHOT = select(func.max(snapshots.c.id))
-_NO_VERSIONS = (
-    select(
-        param_versions.c.id, params.c.name, scopes.c.name.label("scope"), param_versions.c.version
-    )
-    .join_from(param_versions, params, params.c.id == param_versions.c.param_id)
-    .join(scopes, scopes.c.id == params.c.scope_id)
-    .where(param_versions.c.id.between(_first, _last))
-    .where(
-        or_(
-            func.typeof(param_versions.c.version) != "integer",
-            param_versions.c.version < 1,
-            param_versions.c.version > scopes.c.head_version,
-        )
+_NO_VERSIONS = VALUES.where(param_versions.c.id.between(_first, _last)).where(
+    or_(
+        func.typeof(param_versions.c.version) != "integer",
+        param_versions.c.version < 1,
+        param_versions.c.version > scopes.c.head_version,
     )
 )
 _HELD_BEFORE = (
@@ -124,7 +115,7 @@ def _counter_problem(message: str) -> Problem:
 
 def check_version_numbers(database: Database) -> Iterator[Problem]:
     """Look for values that no version of their scope can have stored, or one after it had them."""
-    for span in _spans(database, _LAST_VALUE, _RANGE):
+    for span in _spans(database, LAST_VALUE, _RANGE):
         found = {row.id: row for row in database.fetch(_NO_VERSIONS, span)}
         for row_id, (names, refs) in places(database, param_versions.c.id, found).items():
             _, name, scope, version = found[row_id]

@@ -94,14 +94,17 @@ _LOST_ARGUMENTS = (
     .outerjoin_from(constraint_blobs, blobs, blobs.c.id == constraint_blobs.c.blob_id)
     .where(blobs.c.id.is_(None))
 )
-_LAST_VALUE = select(func.max(param_versions.c.id))
-NOT_WHERE_FIRST_STORED = (
+LAST_VALUE = select(func.max(param_versions.c.id))
+VALUES = (
     select(
         param_versions.c.id, params.c.name, scopes.c.name.label("scope"), param_versions.c.version
     )
     .join_from(param_versions, params, params.c.id == param_versions.c.param_id)
     .join(scopes, scopes.c.id == params.c.scope_id)
-    .join(
+)
+"""Every stored value with its parameter and scope."""
+NOT_WHERE_FIRST_STORED = (
+    VALUES.join(
         snapshots,
         (snapshots.c.scope_id == params.c.scope_id)
         & (snapshots.c.version == param_versions.c.version),
@@ -300,7 +303,7 @@ def _is_intact(row: Any) -> bool:
 
 def check_first_versions(database: Database) -> Iterator[Problem]:
     """Look for values that the snapshot which is said to have stored them does not hold."""
-    ((end,),) = database.fetch(_LAST_VALUE)
+    ((end,),) = database.fetch(LAST_VALUE)
     for first in range(1, (end or 0) + 1, _RANGE):
         span = {"last": first, "end": first + _RANGE - 1}
         for _, name, scope, version in database.fetch(NOT_WHERE_FIRST_STORED, span):
